@@ -1,0 +1,811 @@
+"""A file on disk as one 8-bit grayscale picture, and the picture as a backbone's input.
+
+Two steps, each in one place: :func:`read_picture` gives the whole picture as a viewer would show
+it, or a refusal with a reason; :func:`preprocess` makes the backbone's input of it by the rules of
+:class:`Preprocessing`. What a file is, is told by its first bytes and never by its name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import logging
+import os
+import stat
+import sys
+import threading
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.errors import ImageError, Refused
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = [
+    "FILTERS",
+    "FITS",
+    "IMAGE_SUFFIXES",
+    "MAX_PIXELS",
+    "MIN_SIDE",
+    "Picture",
+    "Preprocessing",
+    "find_images",
+    "preprocess",
+    "read_picture",
+]
+
+IMAGE_SUFFIXES = (".dcm", ".dicom", ".jpeg", ".jpg", ".png", ".tif", ".tiff")
+"""Names :func:`find_images` takes without looking inside, in lower case."""
+
+MAX_PIXELS = 100_000_000
+"""Largest picture that is decoded, pixels; a flat panel has 9 to 20 million. Bounds memory to a
+few hundred MB whatever a header claims."""
+
+MIN_SIDE = 64
+"""Shorter side below which a picture is refused, pixels: thumbnails and icons."""
+
+FITS = ("crop", "pad", "stretch")
+"""What :class:`Preprocessing` may do with a picture of another shape than the input."""
+
+FILTERS = ("bicubic", "bilinear", "box", "hamming", "lanczos")
+"""Filters :class:`Preprocessing` may resize with; all widen with the reduction (antialiased)."""
+
+SUPPORTED = "PNG, JPEG, TIFF and DICOM"
+
+_HEAD_BYTES = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """One X-ray as a viewer would show it.
+
+    Parameters
+    ----------
+    pixels : ndarray, uint8, shape (h, w)
+        Larger is brighter; air is black and bone is white.
+    path : Path
+        The file it came from.
+    format : str
+        ``"png"``, ``"jpeg"``, ``"tiff"`` or ``"dicom"``, by content.
+    stored_bits : int
+        Bits of a stored sample that carry the picture.
+    about : dict
+        Facts that identify nobody, from closed vocabularies; a key is missing where the file does
+        not say. ``notes`` (list of str) tells what had to be repaired or assumed.
+    """
+
+    pixels: NDArray[np.uint8]
+    path: Path
+    format: str
+    stored_bits: int
+    about: dict[str, Any] = field(default_factory=dict)
+
+
+def read_picture(path: str | PathLike[str]) -> Picture:
+    """Read a PNG, JPEG, TIFF or DICOM file as one grayscale picture.
+
+    Colour becomes luma by ITU-R BT.601-7 section 2.5.1 (0.299 R + 0.587 G + 0.114 B); transparency
+    is laid over black. EXIF and TIFF orientation are applied, TIFF pictures whose zero is white are
+    inverted. Samples of more than 8 bits come without a display window in PNG and TIFF, and 12-bit
+    data often sits in 16-bit files, where dividing by 256 would leave 16 grey levels; so they are
+    scaled from their own smallest and largest value. DICOM goes to
+    :func:`engine.dicom.read_dicom`.
+
+    A JPEG is always decoded whole: libjpeg's reduced decoding would be faster, but gives other
+    pixels than a full decode followed by the documented resize.
+
+    Parameters
+    ----------
+    path : str or PathLike
+        The file; its name and suffix do not matter.
+
+    Returns
+    -------
+    Picture
+        With ``pixels`` uint8 ``(h, w)``.
+
+    Raises
+    ------
+    ImageError
+        The file is missing, unreadable, damaged, too large, or no picture.
+    Refused
+        It is a picture nothing should be predicted from: ``multi_frame``, ``blank``,
+        ``too_small``, and for DICOM the reasons of :func:`engine.dicom.read_dicom`.
+    """
+    file = Path(path)
+    head = _read_head(file)
+    kind = sniff(head)
+    if kind == "dicom":
+        from engine.dicom import read_dicom
+
+        return read_dicom(file)
+    if kind is None:
+        raise ImageError(
+            file,
+            f"{_describe_stranger(head)}, not a picture; expected {SUPPORTED} "
+            "(the content decides, not the name); convert it or leave it out",
+        )
+    return _read_with_pillow(file, kind)
+
+
+def sniff(head: bytes) -> str | None:
+    """Tell a supported format by the first bytes of a file.
+
+    Parameters
+    ----------
+    head : bytes
+        The first kilobyte, or the whole file if it is shorter.
+
+    Returns
+    -------
+    str or None
+        ``"dicom"``, ``"png"``, ``"jpeg"``, ``"tiff"``, or None for anything else.
+    """
+    # DICOM first: its 128-byte preamble may hold another format's header (PS3.10 section 7.1).
+    if head[128:132] == b"DICM":
+        return "dicom"
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "png"
+    if head.startswith(b"\xff\xd8\xff"):
+        return "jpeg"
+    if head.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
+        return "tiff"
+    if _looks_like_bare_dataset(head):
+        return "dicom"
+    return None
+
+
+def find_images(folder: str | PathLike[str]) -> list[Path]:
+    """List the image files under a folder.
+
+    Takes files whose suffix is in :data:`IMAGE_SUFFIXES`, and files of any other name that carry
+    ``DICM`` at byte 128 (archives name files by UID, without suffix). Leaves out hidden files and
+    folders and ``DICOMDIR`` indexes. Symbolic links are followed, but no folder is entered twice,
+    so that loops end.
+
+    Parameters
+    ----------
+    folder : str or PathLike
+        Where to start.
+
+    Returns
+    -------
+    list of Path
+        Sorted; empty where there is none.
+
+    Raises
+    ------
+    ImageError
+        The folder, or one inside it, is missing, no folder, or cannot be listed: a listing that
+        silently lacks patients would be worse than none.
+    """
+    found: list[Path] = []
+    entered: set[tuple[int, int]] = set()
+    # Real folders before linked ones, so that a picture is listed by its own path.
+    real, linked = [Path(folder)], list[Path]()
+    while real or linked:
+        here = real.pop() if real else linked.pop()
+        try:
+            status = here.stat()
+            if (status.st_dev, status.st_ino) in entered:
+                continue
+            entered.add((status.st_dev, status.st_ino))
+            with os.scandir(here) as listing:
+                # Backwards, because the last one put aside is taken up first.
+                entries = sorted(listing, key=lambda entry: entry.name, reverse=True)
+        except OSError as exc:
+            raise ImageError(here, _explain_os_error(exc, "a folder with images")) from exc
+        for entry in entries:
+            if entry.name.startswith(".") or entry.name.upper() == "DICOMDIR":
+                continue
+            # is_dir and is_file are false for a link that leads nowhere.
+            if entry.is_dir():
+                (linked if entry.is_symlink() else real).append(here / entry.name)
+            elif entry.is_file() and _is_image_name_or_dicom(here / entry.name):
+                found.append(here / entry.name)
+    return sorted(found)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """The one way from a picture to the backbone's input; its digest travels with every feature.
+
+    The steps of :func:`preprocess`, in order:
+
+    1. *Fit.* ``"stretch"`` takes the whole picture and ignores its aspect ratio; ``"pad"`` takes
+       the whole picture, keeps the ratio and puts equal black borders around it (the odd row or
+       column goes to the bottom or right); ``"crop"`` takes the largest centred part of the input's
+       aspect ratio.
+    2. *Resize* with Pillow's separable, antialiased ``filter`` on 8-bit samples. Its fixed-point
+       arithmetic gives the same bytes on every processor, which floating point would not promise,
+       lies within about one grey level of it, takes the same time and a quarter of the memory.
+    3. *Stretch of contrast*, where percentiles are given: grey levels from that of
+       ``low_percentile`` to that of ``high_percentile`` of the small picture, without borders,
+       spread linearly over 0 to 255; values outside are clipped. A picture whose two levels
+       coincide is left as it is.
+
+    Reading (:func:`read_picture`) is part of ``version``: whatever changes the bytes that come out
+    for a file raises it.
+
+    Parameters
+    ----------
+    version : int
+        Version of these rules and of reading; this release knows 1.
+    height, width : int
+        Size of the input, pixels.
+    fit : {"stretch", "pad", "crop"}
+        Step 1.
+    filter : {"bilinear", "box", "hamming", "bicubic", "lanczos"}
+        Step 2.
+    low_percentile, high_percentile : float or None
+        Step 3, per cent; both or neither.
+
+    Raises
+    ------
+    ValueError
+        A value outside these choices.
+    """
+
+    version: int = 1
+    height: int = 224
+    width: int = 224
+    fit: str = "stretch"
+    filter: str = "bilinear"
+    low_percentile: float | None = None
+    high_percentile: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("version", "height", "width"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise ValueError(f"preprocessing: {name} is {value!r}, expected a whole number")
+        if self.version != 1:
+            raise ValueError(
+                f"preprocessing: version {self.version}, this release knows version 1; "
+                "it was made by a newer release: update hilum"
+            )
+        for name in ("height", "width"):
+            if not 1 <= getattr(self, name) <= 4096:
+                raise ValueError(
+                    f"preprocessing: {name} is {getattr(self, name)}, expected 1 to 4096 pixels"
+                )
+        for name, choices in (("fit", FITS), ("filter", FILTERS)):
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"preprocessing: {name} is {getattr(self, name)!r}, expected one of "
+                    + ", ".join(choices)
+                )
+        low, high = self.low_percentile, self.high_percentile
+        if (low is None) != (high is None):
+            raise ValueError(
+                "preprocessing: low_percentile and high_percentile go together; give both or none"
+            )
+        if low is not None and high is not None:
+            if not 0 <= low < high <= 100:
+                raise ValueError(
+                    f"preprocessing: percentiles {low} and {high}, expected 0 <= low < high <= 100"
+                )
+            # 1 and 1.0 are one rule and must have one digest.
+            object.__setattr__(self, "low_percentile", float(low))
+            object.__setattr__(self, "high_percentile", float(high))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the rules as plain values.
+
+        Returns
+        -------
+        dict
+            Every field by its name; what :meth:`from_dict` takes and JSON can hold.
+        """
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
+        """Make the rules of plain values.
+
+        Parameters
+        ----------
+        values : mapping
+            Fields by name; those left out have their default.
+
+        Returns
+        -------
+        Preprocessing
+            The rules.
+
+        Raises
+        ------
+        ValueError
+            A key or value these rules do not know.
+        """
+        known = {item.name for item in fields(cls)}
+        strangers = sorted(set(values) - known)
+        if strangers:
+            raise ValueError(
+                f"preprocessing: unknown key {strangers[0]!r}, expected only "
+                f"{', '.join(sorted(known))}; it may come from a newer release: update hilum"
+            )
+        return cls(**values)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256, 64 hexadecimal digits, of the canonical JSON: sorted keys, no spaces, ASCII."""
+        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def preprocess(picture: Picture, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """Make the backbone's input of a picture, by the rules of :class:`Preprocessing`.
+
+    Parameters
+    ----------
+    picture : Picture
+        From :func:`read_picture`.
+    preprocessing : Preprocessing
+        The rules.
+
+    Returns
+    -------
+    ndarray, uint8, shape (1, height, width)
+        One channel; the same bytes for the same picture and rules, on every machine.
+    """
+    from PIL import Image
+
+    filters = {
+        "bicubic": Image.Resampling.BICUBIC,
+        "bilinear": Image.Resampling.BILINEAR,
+        "box": Image.Resampling.BOX,
+        "hamming": Image.Resampling.HAMMING,
+        "lanczos": Image.Resampling.LANCZOS,
+    }
+    height, width = preprocessing.height, preprocessing.width
+    rows, columns = picture.pixels.shape
+    box: tuple[float, float, float, float] = (0, 0, columns, rows)
+    inner_height, inner_width = height, width
+    if preprocessing.fit == "pad":
+        # Whole numbers throughout: rounding must not depend on a machine's floating point.
+        if columns * height < rows * width:
+            inner_width = max(1, (2 * columns * height + rows) // (2 * rows))
+        else:
+            inner_height = max(1, (2 * rows * width + columns) // (2 * columns))
+    elif preprocessing.fit == "crop":
+        if columns * height > rows * width:
+            spare = columns - rows * width / height
+            box = (spare / 2, 0, columns - spare / 2, rows)
+        else:
+            spare = rows - columns * height / width
+            box = (0, spare / 2, columns, rows - spare / 2)
+    small = Image.fromarray(np.ascontiguousarray(picture.pixels)).resize(
+        (inner_width, inner_height), filters[preprocessing.filter], box=box
+    )
+    inner = np.asarray(small)
+    if preprocessing.low_percentile is not None and preprocessing.high_percentile is not None:
+        inner = _stretch(inner, preprocessing.low_percentile, preprocessing.high_percentile)
+    out = np.zeros((1, height, width), dtype=np.uint8)
+    top, left = (height - inner_height) // 2, (width - inner_width) // 2
+    out[0, top : top + inner_height, left : left + inner_width] = inner
+    return out
+
+
+def finish_picture(picture: Picture) -> Picture:
+    """Refuse a picture that shows nothing; the last step of reading, whatever the format.
+
+    Parameters
+    ----------
+    picture : Picture
+        Freshly read.
+
+    Returns
+    -------
+    Picture
+        The same.
+
+    Raises
+    ------
+    Refused
+        ``too_small`` or ``blank``.
+    """
+    rows, columns = picture.pixels.shape
+    if min(rows, columns) < MIN_SIDE:
+        raise Refused(
+            picture.path,
+            "too_small",
+            f"{columns} x {rows} pixels, expected at least {MIN_SIDE} on the shorter side; "
+            "use the original picture, not a thumbnail",
+        )
+    if picture.pixels.min() == picture.pixels.max():
+        raise Refused(
+            picture.path,
+            "blank",
+            f"every pixel has the same grey level ({int(picture.pixels[0, 0])}), expected an "
+            "X-ray; look at the file in a viewer",
+        )
+    return picture
+
+
+def check_size(path: Path, columns: int, rows: int) -> None:
+    """Refuse to decode what would not fit in memory, before anything is allocated.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    columns, rows : int
+        Size the header claims, pixels.
+
+    Raises
+    ------
+    ImageError
+        More than :data:`MAX_PIXELS`, or nothing at all.
+    """
+    if columns < 1 or rows < 1:
+        raise ImageError(path, f"its header says {columns} x {rows} pixels; export it again")
+    if columns * rows > MAX_PIXELS:
+        raise ImageError(
+            path,
+            f"its header says {columns} x {rows} pixels, more than the {MAX_PIXELS:,} that are "
+            "read; reduce it to a normal X-ray size, or export it again if the header is wrong",
+        )
+
+
+def scale_to_8_bits(
+    values: NDArray[Any], low: float, high: float, *, invert: bool = False
+) -> NDArray[np.uint8]:
+    """Spread values linearly over 0 to 255, rounding halves up and clipping what lies outside.
+
+    Parameters
+    ----------
+    values : ndarray, any real dtype
+        Samples.
+    low, high : float
+        Values that become 0 and 255, ``low < high``.
+    invert : bool, optional
+        Turn black and white around.
+
+    Returns
+    -------
+    ndarray, uint8
+        Of the same shape.
+    """
+    scaled = (values.astype(np.float64) - low) * (255.0 / (high - low))
+    levels = np.floor(np.clip(scaled, 0.0, 255.0) + 0.5).astype(np.uint8)
+    return 255 - levels if invert else levels
+
+
+def look_up(table: NDArray[np.uint8], codes: NDArray[Any]) -> NDArray[np.uint8]:
+    """Replace each sample by its entry in a table.
+
+    Parameters
+    ----------
+    table : ndarray, uint8, shape (n_values,)
+        Grey level of every value a sample can have.
+    codes : ndarray, unsigned integers, shape (h, w)
+        Samples, each less than ``n_values``.
+
+    Returns
+    -------
+    ndarray, uint8, shape (h, w)
+        ``table[codes]``, made row by row: NumPy widens an index to eight bytes, which for a whole
+        picture would take more memory than everything else together.
+    """
+    out = np.empty(codes.shape, dtype=np.uint8)
+    for row, codes_row in zip(out, codes, strict=True):
+        # "wrap" and "clip" skip the buffering that "raise" needs; no index is out of range.
+        table.take(codes_row, out=row, mode="clip")
+    return out
+
+
+_quiet_lock = threading.Lock()
+_quiet_state: dict[str, Any] = {"depth": 0}
+
+
+@contextmanager
+def quiet_decoders() -> Iterator[None]:
+    """Keep warnings and log lines of Pillow and pydicom from the user.
+
+    They quote values of the file, which may be a patient's, and become exceptions where warnings
+    are errors; what matters of them is checked here and told in our own words. Usable from many
+    threads at once, which :func:`warnings.catch_warnings` alone is not: the first to enter
+    installs the filter and the last to leave restores what was there.
+    """
+    if getattr(sys.flags, "context_aware_warnings", False):  # filters are the thread's own
+        with warnings.catch_warnings():
+            _ignore_decoder_warnings()
+            yield
+        return
+    with _quiet_lock:
+        if _quiet_state["depth"] == 0:
+            _quiet_state["catcher"] = catcher = warnings.catch_warnings()
+            catcher.__enter__()
+            _ignore_decoder_warnings()
+            _quiet_state["loggers"] = []
+            for name in ("pydicom", "PIL"):
+                logger = logging.getLogger(name)
+                _quiet_state["loggers"].append((logger, logger.propagate))
+                logger.propagate = False
+        _quiet_state["depth"] += 1
+    try:
+        yield
+    finally:
+        with _quiet_lock:
+            _quiet_state["depth"] -= 1
+            if _quiet_state["depth"] == 0:
+                for logger, propagate in _quiet_state["loggers"]:
+                    logger.propagate = propagate
+                _quiet_state["catcher"].__exit__(None, None, None)
+
+
+def _ignore_decoder_warnings() -> None:
+    warnings.filterwarnings("ignore", module=r"(PIL|pydicom)(\.|$)")
+
+
+def _read_head(path: Path) -> bytes:
+    try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise ImageError(path, "is a folder, expected a file; name the files in it")
+        if not stat.S_ISREG(status.st_mode):
+            # Opening a pipe would wait for ever.
+            raise ImageError(path, "is a device or pipe, expected a regular file")
+        with path.open("rb") as file:
+            head = file.read(_HEAD_BYTES)
+    except OSError as exc:
+        raise ImageError(path, _explain_os_error(exc, "an image file")) from exc
+    except ValueError as exc:  # a NUL character in the name
+        raise ImageError(path, f"is not a file name ({exc})") from exc
+    if not head:
+        raise ImageError(path, f"is empty (0 bytes), expected {SUPPORTED}; copy or export it again")
+    return head
+
+
+def _explain_os_error(exc: OSError, expected: str) -> str:
+    if isinstance(exc, FileNotFoundError):
+        return f"no such file or folder, expected {expected}; check the spelling"
+    if isinstance(exc, PermissionError):
+        return "may not be read by this user; give it read permission"
+    if isinstance(exc, NotADirectoryError):
+        return f"is not a folder, expected {expected}"
+    return f"cannot be read ({exc.strerror or type(exc).__name__}), expected {expected}"
+
+
+def _is_image_name_or_dicom(path: Path) -> bool:
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        return True
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False  # not known to be an image, and not named like one
+
+
+_STRANGERS = (
+    (b"\x89HIL", "is a Hilum container"),
+    (b"GIF8", "is a GIF"),
+    (b"BM", "looks like a BMP"),
+    (b"\0\0\0\x0cjP  ", "is a JPEG 2000 file"),
+    (b"\xff\x4f\xff\x51", "is a JPEG 2000 stream"),
+    (b"\xff\x0a", "looks like JPEG XL"),
+    (b"\0\0\0\x0cJXL ", "is JPEG XL"),
+    (b"8BPS", "is a Photoshop file"),
+    (b"%PDF", "is a PDF"),
+    (b"PK\x03\x04", "is a ZIP archive or office document"),
+    (b"\x1f\x8b", "is gzip-compressed"),
+    (b"7z\xbc\xaf", "is a 7-Zip archive"),
+    (b"Rar!", "is a RAR archive"),
+    (b"NRRD", "is a NRRD volume"),
+    (b"\x89HDF", "is an HDF5 file"),
+    (b"\x7fELF", "is a program"),
+    (b"MZ", "looks like a Windows program"),
+    (b"version https://git-lfs", "is a Git LFS pointer (git lfs pull fetches the file)"),
+    (b"\xff\xfe", "looks like UTF-16 text"),
+    (b"\xfe\xff", "looks like UTF-16 text"),
+)
+
+
+def _describe_stranger(head: bytes) -> str:
+    """Say what bytes look like without quoting them: a text may hold a patient's name."""
+    if head[4:8] == b"ftyp":
+        if head[8:12] in (b"heic", b"heix", b"heim", b"hevc", b"mif1", b"msf1"):
+            return "is HEIC (a phone's picture)"
+        return "is AVIF" if head[8:12] in (b"avif", b"avis") else "is a video"
+    if head.startswith(b"RIFF"):
+        return "is WebP" if head[8:12] == b"WEBP" else "is a RIFF sound or video"
+    if head[344:348] in (b"n+1\0", b"ni1\0"):
+        return "is a NIfTI volume"
+    for magic, text in _STRANGERS:
+        if head.startswith(magic):
+            return text
+    if not any(head):
+        return "holds only zero bytes (a copy that never finished?)"
+    # A multi-byte character may be cut at the end of what was read.
+    text_head = head.decode("utf-8", errors="ignore")
+    if len(text_head.encode("utf-8")) >= len(head) - 3:
+        shown = sum(char.isprintable() or char in "\r\n\t\f\ufeff" for char in text_head)
+        if shown == len(text_head):
+            start = text_head.lstrip("\ufeff \r\n\t").lower()
+            if start.startswith(("<!doctype html", "<html")):
+                return "is a web page (a download that failed?)"
+            if start.startswith("<"):
+                return "is XML"
+            return "is JSON text" if start.startswith(("{", "[")) else "is a text file"
+    return "holds bytes of no known format"
+
+
+def _looks_like_bare_dataset(head: bytes) -> bool:
+    """Tell a DICOM data set written without preamble by walking its first elements.
+
+    PS3.10 section 7.1 requires the preamble, but archives and old modalities leave it out. Three
+    elements in ascending order, of group 0002 or 0008 and with plausible value representations
+    or lengths, are asked for; no picture or text passes that.
+    """
+    offset, count, previous = 0, 0, 0
+    while count < 4 and offset + 8 <= len(head):
+        group = int.from_bytes(head[offset : offset + 2], "little")
+        element = int.from_bytes(head[offset + 2 : offset + 4], "little")
+        tag = group << 16 | element
+        if group not in (0x0002, 0x0008) or (count and tag <= previous):
+            return False
+        vr = head[offset + 4 : offset + 6]
+        if vr in (b"OB", b"OW", b"SQ", b"UN", b"UT", b"UC", b"UR"):
+            length = int.from_bytes(head[offset + 8 : offset + 12], "little")
+            start = offset + 12
+        elif vr.isalpha() and vr.isupper():
+            length = int.from_bytes(head[offset + 6 : offset + 8], "little")
+            start = offset + 8
+        else:
+            length = int.from_bytes(head[offset + 4 : offset + 8], "little")
+            start = offset + 8
+        if length == 0xFFFFFFFF:  # a sequence: what came before must do
+            break
+        if length > 0xFFFF:
+            return False
+        count, previous, offset = count + 1, tag, start + length
+    return count >= 3
+
+
+def _read_with_pillow(path: Path, kind: str) -> Picture:
+    from PIL import Image, UnidentifiedImageError
+
+    # The one plug-in that is needed; Pillow would import all it has to try every format.
+    plugin = {"png": "PngImagePlugin", "jpeg": "JpegImagePlugin", "tiff": "TiffImagePlugin"}[kind]
+    importlib.import_module(f"PIL.{plugin}")
+    # MPO: a JPEG with previews behind the picture, which every other reader ignores too.
+    formats = ("JPEG", "MPO") if kind == "jpeg" else (kind.upper(),)
+    notes: list[str] = []
+    try:
+        with quiet_decoders(), ExitStack() as stack:
+            # Given a name, Pillow 13 maps uncompressed TIFF into memory and, where the orientation
+            # swaps rows and columns, reads it with the sides exchanged: a scrambled picture.
+            source = stack.enter_context(path.open("rb")) if kind == "tiff" else path
+            image = stack.enter_context(Image.open(source, formats=formats))
+            check_size(path, *image.size)
+            frames = 1 if kind == "jpeg" else getattr(image, "n_frames", 1)
+            if frames > 1:
+                raise Refused(
+                    path,
+                    "multi_frame",
+                    f"holds {frames} pictures, expected one; save the X-ray alone",
+                )
+            deep = any(";16" in str(tile) for tile in image.tile)
+            # Pillow inverts WhiteIsZero (TIFF 6.0 section 3) for 1 and 8 bits, not for 16.
+            white_is_zero = kind == "tiff" and image.tag_v2.get(262) == 0  # type: ignore[attr-defined]
+            image.load()
+            pixels, bits = _gray_pixels(path, _upright(image, notes), white_is_zero)
+    except ImageError:
+        raise
+    except UnidentifiedImageError as exc:
+        raise ImageError(
+            path,
+            f"begins like {kind.upper()}, but its header is damaged or of a kind that is not "
+            "read; export it again as 8- or 16-bit grayscale PNG",
+        ) from exc
+    except Image.DecompressionBombError as exc:
+        raise ImageError(
+            path, f"claims more pixels than the {MAX_PIXELS:,} that are read; reduce it"
+        ) from exc
+    except MemoryError as exc:
+        raise ImageError(path, "does not fit in memory; reduce it, or close programs") from exc
+    except OSError as exc:
+        if exc.errno is not None:
+            raise ImageError(path, _explain_os_error(exc, "an image file")) from exc
+        raise ImageError(path, _damaged(kind, exc)) from exc
+    except Exception as exc:  # whatever a decoder makes of hostile bytes
+        raise ImageError(path, _damaged(kind, exc)) from exc
+    if deep and bits == 8:
+        # Pillow keeps the upper 8 of 16 bits of colour. A 12-bit picture would be left with 16
+        # grey levels, and nobody would see why.
+        if pixels.max() < 32:
+            raise ImageError(
+                path,
+                "is 16-bit colour that uses only its low bits, of which at most 32 grey levels "
+                "could be read; save it as 16-bit grayscale",
+            )
+        notes.append("16-bit colour was read by its upper 8 bits")
+    about: dict[str, Any] = {"notes": notes} if notes else {}
+    return finish_picture(Picture(pixels, path, kind, bits, about))
+
+
+def _upright(image: Image.Image, notes: list[str]) -> Image.Image:
+    """Turn a loaded picture as its EXIF says; TIFF comes turned, and without the tag, already."""
+    from PIL import ImageOps
+
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # broken EXIF says nothing about the pixels
+        notes.append("the EXIF block is damaged; its orientation was not applied")
+        return image
+
+
+def _damaged(kind: str, exc: Exception) -> str:
+    return (
+        f"is {kind.upper()} but damaged or cut short ({exc}), so no pixel of it is used; copy or "
+        "export it again"
+    )
+
+
+def _gray_pixels(
+    path: Path, image: Image.Image, white_is_zero: bool
+) -> tuple[NDArray[np.uint8], int]:
+    """Reduce a loaded picture of any mode to 8-bit luma; also the bits of its samples."""
+    mode = image.mode
+    if mode.startswith("I;16"):
+        values = np.asarray(image)
+        low, high = int(values.min()), int(values.max())
+        if low == high:
+            return np.zeros(values.shape, dtype=np.uint8), 16
+        # One table look-up instead of arithmetic on every pixel.
+        table = scale_to_8_bits(np.arange(65536, dtype=np.float64), low, high, invert=white_is_zero)
+        return look_up(table, values), 16
+    if mode in ("I", "F"):
+        values = np.asarray(image)
+        low_value, high_value = float(values.min()), float(values.max())
+        if not (np.isfinite(low_value) and np.isfinite(high_value)):
+            raise ImageError(
+                path, "holds NaN or infinite samples; export it again as 16-bit grayscale"
+            )
+        if low_value == high_value:
+            return np.zeros(values.shape, dtype=np.uint8), 32
+        out = np.empty(values.shape, dtype=np.uint8)
+        for index, row in enumerate(values):  # by rows: float64 takes eight times the room
+            out[index] = scale_to_8_bits(row, low_value, high_value, invert=white_is_zero)
+        return out, 32
+    if mode in ("LAB", "HSV"):
+        raise ImageError(
+            path, f"has colour space {mode}, expected grey, RGB or CMYK; save it as grayscale"
+        )
+    bits = 1 if mode == "1" else 8
+    if image.has_transparency_data:
+        if mode in ("P", "PA", "RGBa"):
+            image = image.convert("RGBA")
+        luma, alpha = (np.asarray(band) for band in image.convert("LA").split())
+        over_black = (luma.astype(np.uint16) * alpha + 127) // 255
+        return over_black.astype(np.uint8), bits
+    if mode == "CMYK":
+        image = image.convert("RGB")
+    if mode != "L":
+        image = image.convert("L")
+    return np.asarray(image), bits
+
+
+def _stretch(pixels: NDArray[np.uint8], low: float, high: float) -> NDArray[np.uint8]:
+    """Spread the grey levels between two percentiles over 0 to 255, in whole numbers."""
+    at_or_below = np.cumsum(np.bincount(pixels.ravel(), minlength=256))
+    bottom = int(np.argmax(at_or_below > low / 100 * pixels.size))
+    top = int(np.argmax(at_or_below >= high / 100 * pixels.size))
+    if top <= bottom:
+        return pixels
+    span = top - bottom
+    levels = np.clip(np.arange(256) - bottom, 0, span)
+    table = ((2 * 255 * levels + span) // (2 * span)).astype(np.uint8)
+    return table[pixels]
