@@ -1,0 +1,502 @@
+"""What the notes of a container may say: an allow-list, with tripwires for identities behind it.
+
+The notes are one JSON object of at most 1 MiB. Writing is strict: a key that is not listed here,
+or a value that looks like a date, a number that names someone, an address or a path is refused
+with the key named. Reading is strict about JSON (no duplicate keys, no NaN, no depth beyond 16)
+and about what Hilum itself uses, but keeps keys of a later minor version.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
+
+from formats.errors import NotesError
+
+__all__ = ["canonical_json", "parse_json", "preprocessing_digest", "validate_notes"]
+
+FORMAT = "hilum-notes"
+VERSION = 1
+MAX_DEPTH = 16
+MAX_BYTES = 1 << 20
+MAX_TEXT = 500
+MAX_NAME = 100
+# larger numbers are no sizes, percentiles or constants, but could be somebody's number
+MAX_SETTING = 1_000_000
+
+_IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+\-]{0,63}")
+_VERSION_TEXT = re.compile(r"[0-9A-Za-z][0-9A-Za-z_.+/\-]{0,99}")
+_KEY = re.compile(r"[a-z][a-z0-9_]{0,63}")
+_HEX64 = re.compile(r"[0-9a-f]{64}")
+
+# ---- Tripwires ---------------------------------------------------------------------------------
+
+_URL = re.compile(r"https?://[^\s<>\"']+")
+_DOI = re.compile(r"\b(?:doi:\s*)?10\.\d{4,9}/[^\s<>\"']+", re.IGNORECASE)
+_E_MAIL = re.compile(r"[^\s@<>]+@[^\s@<>]+\.[^\s@<>]+")
+_UID = re.compile(r"(?<![\d.])[0-2](?:\.\d+){4,}")
+_LONG_DIGITS = re.compile(r"\d{7,}")
+_MONTH = (
+    r"(?:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|"
+    r"sep(?:t(?:ember)?)?|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)"
+)
+_DATES = (
+    # 2019-03, 2019/03/07, 2019.3.7; a range of years such as 2019-2021 stays allowed
+    re.compile(r"(?<!\d)(?:19|20)\d\d[-/._ ](?:0[1-9]|1[0-2])(?!\d)"),
+    re.compile(r"(?<!\d)(?:19|20)\d\d[-/._ ]\d{1,2}[-/._ ]\d{1,2}(?!\d)"),
+    re.compile(r"(?<!\d)(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:[0-2]\d|3[01])?(?!\d)"),
+    re.compile(r"(?<!\d)\d{1,2}[-/._ ]\d{1,2}[-/._ ](?:19|20)?\d\d(?!\d)"),
+    re.compile(r"(?<!\d)(?:0?[1-9]|1[0-2])/(?:19|20)\d\d(?!\d)"),
+    re.compile(rf"\b{_MONTH}\.?,?\s+(?:\d{{1,2}}(?:st|nd|rd|th)?,?\s+)?(?:19|20)\d\d\b", re.I),
+    re.compile(rf"\b\d{{1,2}}(?:st|nd|rd|th|\.)?\s+{_MONTH}\b", re.IGNORECASE),
+)
+_PATHS = (
+    re.compile(r"\\"),
+    re.compile(r"(?:^|[\s\"'(=:])(?:~?/|\.\.?/)[\w.~-]"),
+    re.compile(r"\b[A-Za-z]:[\\/]"),
+    re.compile(r"\bfile:", re.IGNORECASE),
+    re.compile(r"[^\s/]+/[^\s/]+/[^\s/]+"),
+    re.compile(r"\.(?:dcm|dicom|png|jpe?g|tiff?|bmp|nii|gz|csv|json|xlsx?|hilum)\b", re.IGNORECASE),
+)
+_AGE = re.compile(
+    r"\b(?:9\d|1[0-4]\d)[\s-]*(?:years?|yrs?|y/?o)\b|\baged?\s+(?:9\d|1[0-4]\d)\b",
+    re.IGNORECASE,
+)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def find_identity(text: str, *, is_url: bool = False) -> str | None:
+    """Say what in a text looks like it identifies a person, a study or a machine.
+
+    A net with holes: it cannot know a name when it sees one. The allow-list is the protection,
+    this catches what slips into its free texts by accident.
+
+    Parameters
+    ----------
+    text : str
+        Any text.
+    is_url : bool
+        The text is meant to be a web address, which may hold long numbers and slashes.
+
+    Returns
+    -------
+    str or None
+        A clause such as ``a date finer than a year``, or None.
+    """
+    if _CONTROL.search(text):
+        return "a control character"
+    if "^" in text:
+        return "a '^', as in DICOM person names"
+    if _E_MAIL.search(text):
+        return "an e-mail address"
+    if is_url:
+        return None
+    # published addresses carry slashes and long numbers by nature
+    bare = _DOI.sub(" ", _URL.sub(" ", text))
+    if _UID.search(bare):
+        return "a DICOM UID"
+    if any(pattern.search(bare) for pattern in _DATES):
+        return "a date finer than a year"
+    if _LONG_DIGITS.search(bare):
+        return "a run of seven or more digits"
+    if _AGE.search(bare):
+        return "an age over 89"
+    if any(pattern.search(bare) for pattern in _PATHS):
+        return "a file name or path"
+    return None
+
+
+# ---- JSON --------------------------------------------------------------------------------------
+
+
+def canonical_json(value: Any) -> bytes:
+    """Serialise so that equal values give equal bytes (sorted keys, no blanks, UTF-8).
+
+    Parameters
+    ----------
+    value : Any
+        Dictionaries with string keys, lists, tuples, strings, finite numbers, booleans, None.
+
+    Returns
+    -------
+    bytes
+        UTF-8 JSON without a final newline.
+
+    Raises
+    ------
+    NotesError
+        Something JSON does not have, such as NaN, or text that UTF-8 does not have.
+    """
+    try:
+        text = json.dumps(
+            value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+        )
+        return text.encode("utf-8")
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise NotesError(
+            "", f"cannot be written as JSON: {exc}. Give plain finite values."
+        ) from exc
+
+
+def parse_json(data: bytes) -> Any:
+    """Read JSON and refuse what two readers could understand differently.
+
+    Parameters
+    ----------
+    data : bytes
+        UTF-8, at most 1 MiB.
+
+    Returns
+    -------
+    Any
+        The value.
+
+    Raises
+    ------
+    NotesError
+        Not UTF-8, not JSON (RFC 8259), a duplicate key, NaN, an infinite number, a lone surrogate
+        or more than 16 levels.
+    """
+    if len(data) > MAX_BYTES:
+        raise NotesError("", f"{len(data)} bytes, at most {MAX_BYTES} are allowed.")
+    try:
+        value = json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=_refuse_duplicates,
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+        )
+    except RecursionError:
+        raise NotesError("", f"nested deeper than {MAX_DEPTH} levels.") from None
+    except NotesError:
+        raise
+    except ValueError as exc:  # UnicodeDecodeError and JSONDecodeError are among them
+        raise NotesError("", f"not valid JSON: {exc}.") from exc
+    _check_depth_and_text(value)
+    return value
+
+
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise NotesError(key, "the key stands twice in one object.")
+            seen.add(key)
+    return result
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise NotesError("", f"{name} is not a JSON number.")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if number in (float("inf"), float("-inf")):
+        raise NotesError("", f"the number {text[:40]} is too large.")
+    return number
+
+
+def _check_depth_and_text(value: Any) -> None:
+    stack: list[tuple[Any, int]] = [(value, 1)]
+    while stack:
+        item, depth = stack.pop()
+        if isinstance(item, str):
+            _require_unicode(item)
+        elif isinstance(item, dict | list):
+            if depth > MAX_DEPTH:
+                raise NotesError("", f"nested deeper than {MAX_DEPTH} levels.")
+            if isinstance(item, dict):
+                for key in item:
+                    _require_unicode(key)
+                stack.extend((child, depth + 1) for child in item.values())
+            else:
+                stack.extend((child, depth + 1) for child in item)
+
+
+def _require_unicode(text: str) -> None:
+    # one C call a string; only a lone surrogate ("\ud800" in JSON) cannot be encoded
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise NotesError("", "a text holds half a surrogate pair, which is not Unicode.") from None
+
+
+def preprocessing_digest(preprocessing: Mapping[str, Any]) -> str:
+    """Return the digest that names a preprocessing: SHA-256 of its canonical JSON.
+
+    Parameters
+    ----------
+    preprocessing : Mapping[str, Any]
+        As stored under ``preprocessing``.
+
+    Returns
+    -------
+    str
+        64 hexadecimal digits.
+    """
+    return hashlib.sha256(canonical_json(dict(preprocessing))).hexdigest()
+
+
+# ---- The schema --------------------------------------------------------------------------------
+
+_Check = Callable[[str, Any, bool], None]
+
+
+def _text(max_length: int) -> _Check:
+    def check(key: str, value: Any, strict: bool) -> None:
+        if not isinstance(value, str) or not value.strip():
+            raise NotesError(key, f"found {_show(value)}, expected a text that is not empty.")
+        if len(value) > max_length:
+            raise NotesError(
+                key, f"{len(value)} characters, at most {max_length} are allowed. Shorten it."
+            )
+        found = find_identity(value) if strict else None
+        if found:
+            raise NotesError(
+                key,
+                f"{_show(value)} holds {found}. Notes travel with the features: leave out what "
+                "could lead to a person (write years, not dates).",
+            )
+
+    return check
+
+
+def _identifier(key: str, value: Any, strict: bool) -> None:
+    if not isinstance(value, str) or not _IDENTIFIER.fullmatch(value):
+        raise NotesError(
+            key, f"found {_show(value)}, expected a short name of letters, digits and . _ + -"
+        )
+    _text(64)(key, value, strict)
+
+
+def _version(key: str, value: Any, strict: bool) -> None:
+    # no tripwires: "2026.4.1" is a version here, though it reads like a date
+    del strict
+    if not isinstance(value, str) or not _VERSION_TEXT.fullmatch(value):
+        raise NotesError(key, f"found {_show(value)}, expected a version such as 1.2.3")
+
+
+def _url(key: str, value: Any, strict: bool) -> None:
+    if not isinstance(value, str) or not re.fullmatch(r"https?://[^\s/@?#]+\.[^\s@?#]+", value):
+        raise NotesError(
+            key,
+            f"found {_show(value)}, expected a public web address starting with https:// and "
+            "without ?, # or @.",
+        )
+    if len(value) > MAX_TEXT:
+        raise NotesError(key, f"{len(value)} characters, at most {MAX_TEXT} are allowed.")
+    found = find_identity(value, is_url=True) if strict else None
+    if found:
+        raise NotesError(key, f"{_show(value)} holds {found}. Leave it out.")
+
+
+def _digest(key: str, value: Any, strict: bool) -> None:
+    del strict
+    if not isinstance(value, str) or not _HEX64.fullmatch(value):
+        raise NotesError(
+            key, f"found {_show(value)}, expected a SHA-256 as 64 lower-case hexadecimal digits."
+        )
+
+
+def _integer(low: int, high: int) -> _Check:
+    def check(key: str, value: Any, strict: bool) -> None:
+        del strict
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise NotesError(
+                key, f"found {_show(value)}, expected a whole number from {low} to {high}."
+            )
+
+    return check
+
+
+def _boolean(key: str, value: Any, strict: bool) -> None:
+    del strict
+    if not isinstance(value, bool):
+        raise NotesError(key, f"found {_show(value)}, expected true or false.")
+
+
+def _constant(expected: Any) -> _Check:
+    def check(key: str, value: Any, strict: bool) -> None:
+        del strict
+        if isinstance(value, bool) or value != expected:
+            raise NotesError(
+                key,
+                f"found {_show(value)}, expected {_show(expected)}. A later Hilum may have "
+                "written it: update Hilum.",
+            )
+
+    return check
+
+
+def _choice(*allowed: str) -> _Check:
+    def check(key: str, value: Any, strict: bool) -> None:
+        del strict
+        if not isinstance(value, str) or value not in allowed:
+            raise NotesError(key, f"found {_show(value)}, expected one of {', '.join(allowed)}.")
+
+    return check
+
+
+def _list_of(check_item: _Check, *, low: int, high: int, unique: bool) -> _Check:
+    def check(key: str, value: Any, strict: bool) -> None:
+        if not _is_list(value) or not low <= len(value) <= high:
+            found = f"{len(value)} entries" if _is_list(value) else _show(value)
+            raise NotesError(key, f"found {found}, expected a list of {low} to {high} entries.")
+        for i, item in enumerate(value):
+            check_item(f"{key}[{i}]", item, strict)
+        if unique and len(set(value)) != len(value):
+            twice = Counter(value).most_common(1)[0][0]
+            raise NotesError(key, f"{_show(twice)} stands twice in it.")
+
+    return check
+
+
+def _object(fields: Mapping[str, tuple[_Check, bool]]) -> _Check:
+    def check(key: str, value: Any, strict: bool) -> None:
+        if not isinstance(value, Mapping):
+            raise NotesError(key, f"found {_show(value)}, expected an object.")
+        for name in value:
+            if name not in fields and strict:
+                raise NotesError(
+                    _join(key, str(name)),
+                    f"this key is not on the allow-list. Allowed here: {', '.join(fields)}.",
+                )
+        for name, (check_field, required) in fields.items():
+            if name in value:
+                check_field(_join(key, name), value[name], strict)
+            elif required:
+                raise NotesError(_join(key, name), "is missing.")
+
+    return check
+
+
+def _preprocessing(key: str, value: Any, strict: bool) -> None:
+    if not isinstance(value, Mapping) or not value or len(value) > 64:
+        raise NotesError(key, f"found {_show(value)}, expected an object of 1 to 64 settings.")
+    for name, item in value.items():
+        here = _join(key, str(name))
+        if not isinstance(name, str) or not _KEY.fullmatch(name):
+            raise NotesError(here, "expected a setting's name of lower-case letters, digits and _")
+        _text(64)(here, name, strict)
+        for entry in item if _is_list(item) and len(item) <= 64 else (item,):
+            if isinstance(entry, str):
+                _identifier(here, entry, strict)
+            elif entry is not None and not isinstance(entry, bool | int | float):
+                raise NotesError(here, f"found {_show(entry)}, expected a number or short name.")
+            elif entry is not None and not abs(entry) <= MAX_SETTING:
+                raise NotesError(
+                    here, f"found {_show(entry)}, expected a number up to {MAX_SETTING}."
+                )
+
+
+def _age_range(key: str, value: Any, strict: bool) -> None:
+    _list_of(_integer(0, 90), low=2, high=2, unique=False)(key, value, strict)
+    if value[0] > value[1]:
+        raise NotesError(key, f"found {list(value)}, expected [youngest, oldest].")
+
+
+def _probes(key: str, value: Any, strict: bool) -> None:
+    if not isinstance(value, Mapping) or not 1 <= len(value) <= 16:
+        raise NotesError(key, f"found {_show(value)}, expected an object of 1 to 16 vectors.")
+    for name, vector in value.items():
+        _identifier(key, name, strict)
+        here = _join(key, name)
+        if not _is_list(vector) or not 1 <= len(vector) <= 4096:
+            raise NotesError(here, f"found {_show(vector)}, expected 1 to 4096 numbers.")
+        for i, number in enumerate(vector):
+            if isinstance(number, bool) or not isinstance(number, int | float):
+                raise NotesError(f"{here}[{i}]", f"found {_show(number)}, expected a number.")
+
+
+_BLOCK = _object(
+    {
+        "tap": (_identifier, True),
+        "pooling": (_identifier, True),
+        "offset": (_integer(0, 65535), True),
+        "width": (_integer(1, 65536), True),
+    }
+)
+_SCHEMA: dict[str, tuple[_Check, bool]] = {
+    "format": (_constant(FORMAT), True),
+    "version": (_constant(VERSION), True),
+    "classes": (_list_of(_text(MAX_NAME), low=0, high=65535, unique=True), True),
+    "multilabel": (_boolean, True),
+    "sources": (_list_of(_text(MAX_NAME), low=1, high=256, unique=True), False),
+    "backbone": (_object({"name": (_identifier, True), "sha256": (_digest, True)}), True),
+    "preprocessing": (_preprocessing, True),
+    "blocks": (_list_of(_BLOCK, low=1, high=4096, unique=False), True),
+    "head": (
+        _object({"kind": (_choice("linear", "mlp"), True), "hidden": (_integer(1, 65536), False)}),
+        False,
+    ),
+    "software": (_object({"hilum": (_version, False), "openvino": (_version, False)}), False),
+    "n_refused": (_integer(0, 2**31 - 1), False),
+    "probes": (_probes, False),
+    "about": (
+        _object(
+            {
+                "title": (_text(MAX_TEXT), False),
+                "attribution": (_text(MAX_TEXT), False),
+                "licence": (_text(MAX_TEXT), False),
+                "terms": (_text(MAX_TEXT), False),
+                "population": (_text(MAX_TEXT), False),
+                "age_range_years": (_age_range, False),
+                "url": (_url, False),
+            }
+        ),
+        False,
+    ),
+}
+_CHECK_NOTES = _object(_SCHEMA)
+
+
+def validate_notes(
+    notes: Mapping[str, Any], *, dim: int | None = None, reading: bool = False
+) -> None:
+    """Check notes against the allow-list, the types and the tripwires.
+
+    Parameters
+    ----------
+    notes : Mapping[str, Any]
+        As described in ``formats/container.md``.
+    dim : int, optional
+        Length of a feature vector; the blocks must cover it without gap or overlap.
+    reading : bool
+        Keep unknown keys, which a later minor version may add, and leave out the tripwires, which
+        are the writer's duty.
+
+    Raises
+    ------
+    NotesError
+        Names the key, what was found and what is allowed.
+    """
+    _CHECK_NOTES("", notes, not reading)
+    end = 0
+    for i, block in enumerate(notes["blocks"]):
+        if block["offset"] != end:
+            raise NotesError(
+                f"blocks[{i}].offset",
+                f"found {block['offset']}, expected {end}: blocks follow each other without gaps.",
+            )
+        end += block["width"]
+    if dim is not None and end != dim:
+        raise NotesError("blocks", f"they cover {end} features, expected {dim}.")
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray)
+
+
+def _join(key: str, name: str) -> str:
+    return f"{key}.{name}" if key else name
+
+
+def _show(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,836 @@
+"""How a container comes to be: streamed into a ``.part``, sealed, and only then named."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import importlib
+import os
+import tempfile
+import uuid as uuid_module
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+from numpy.typing import NDArray
+
+from formats._atomic import explain_write_failure, sync_folder, write_at
+from formats._library import HEADER_DTYPE, crc32c, lib
+from formats._status import MAGIC, PART_MAGIC
+from formats.container import AGE_TOP, AGE_UNKNOWN, CHUNK_ROWS, open_container
+from formats.errors import ContainerError, NotesError
+from formats.notes import MAX_BYTES, canonical_json, preprocessing_digest, validate_notes
+
+# Windows has none: an open file cannot be replaced there, which is lock enough
+_fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
+
+__all__ = ["ContainerWriter", "write_container"]
+
+_ALIGNMENT = int(lib.HILUM_ALIGNMENT_BYTES)
+_BODY = int(lib.HILUM_HEADER_BYTES)
+# how much may be lost to a power cut while writing; each sync costs some milliseconds on a disk
+_SYNC_BYTES = 8 << 20
+_F16_MAX = 65504.0
+
+
+@dataclass(frozen=True)
+class _Stored:
+    code: int
+    element: np.dtype[Any]
+
+
+_DTYPES: Mapping[str, _Stored] = {
+    "f32": _Stored(lib.HILUM_DTYPE_F32, np.dtype("<f4")),
+    "f16": _Stored(lib.HILUM_DTYPE_F16, np.dtype("<f2")),
+    "i8": _Stored(lib.HILUM_DTYPE_I8, np.dtype("i1")),
+}
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """What a column may hold; ``allowed`` are values beyond ``low`` to ``high``."""
+
+    role: int
+    type: int
+    element: np.dtype[Any]
+    low: int
+    high: int
+    n_values: int | None = 0
+    allowed: tuple[int, ...] = ()
+    hint: str = ""
+
+
+def _u8(role: int, high: int, n_values: int | None = 0, **more: Any) -> _Rule:
+    return _Rule(role, lib.HILUM_TYPE_U8, np.dtype("u1"), 0, high, n_values, **more)
+
+
+# in the order in which columns are written; n_values None is counted when sealing
+_RULES: Mapping[str, _Rule] = {
+    "label": _Rule(
+        lib.HILUM_ROLE_LABEL,
+        lib.HILUM_TYPE_U16,
+        np.dtype("<u2"),
+        0,
+        65534,
+        None,
+        hint="Give the index of the class.",
+    ),
+    "split": _u8(lib.HILUM_ROLE_SPLIT, 3, 4, hint="0 is none, 1 train, 2 valid, 3 test."),
+    "group": _Rule(
+        lib.HILUM_ROLE_GROUP,
+        lib.HILUM_TYPE_U32,
+        np.dtype("<u4"),
+        0,
+        lib.HILUM_MAX_ROWS - 1,
+        None,
+        hint="Number the patients from 0 in random order.",
+    ),
+    "sample_key": _Rule(lib.HILUM_ROLE_SAMPLE_KEY, lib.HILUM_TYPE_BYTES, np.dtype("u1"), 0, 255),
+    "source": _u8(lib.HILUM_ROLE_SOURCE, 255, None, hint="Give the index into the notes' sources."),
+    "view": _u8(lib.HILUM_ROLE_VIEW, 255),
+    "row_flags": _u8(
+        lib.HILUM_ROLE_ROW_FLAGS, lib.HILUM_ROW_WITHDRAWN, hint="Bit 0 means withdrawn."
+    ),
+    "sex": _u8(lib.HILUM_ROLE_SEX, 3, 4, hint="0 is unknown, 1 female, 2 male, 3 other."),
+    "age": _u8(
+        lib.HILUM_ROLE_AGE,
+        AGE_TOP,
+        allowed=(AGE_UNKNOWN,),
+        hint="Whole years; 90 stands for 90 or more (ages above 89 can identify), 255 for unknown.",
+    ),
+    "projection": _u8(
+        lib.HILUM_ROLE_PROJECTION,
+        5,
+        6,
+        hint="0 is unknown, 1 PA, 2 AP, 3 AP supine, 4 lateral, 5 other.",
+    ),
+}
+_MULTI_LABEL = _Rule(
+    lib.HILUM_ROLE_LABEL,
+    lib.HILUM_TYPE_I8,
+    np.dtype("i1"),
+    -2,
+    1,
+    hint="1 is present, 0 absent, -1 uncertain, -2 not assessed.",
+)
+_KEY_BYTES = 16
+
+
+@dataclass
+class _Column:
+    """What has come of one column; rows may come one at a time, so they are joined in passing."""
+
+    rule: _Rule
+    width: int
+    joined: list[NDArray[Any]] = field(default_factory=list)
+    recent: list[NDArray[Any]] = field(default_factory=list)
+
+    def add(self, values: NDArray[Any]) -> None:
+        self.recent.append(values)
+        if len(self.recent) == CHUNK_ROWS:
+            self.joined.append(np.concatenate(self.recent))
+            self.recent = []
+
+    def join(self) -> NDArray[Any]:
+        return np.concatenate([*self.joined, *self.recent])
+
+
+class ContainerWriter:
+    """Write a container so that its name never stands for an unfinished one.
+
+    Rows go to ``<path>.part``, which starts with other bytes than a container and is held by an
+    exclusive lock. `seal` adds columns, checksums and notes, brings everything to the disk, opens
+    the result as a reader would, and then renames it. Whatever happens before, an exception or
+    Ctrl-C included, the ``.part`` is removed and nothing new stands at ``path``; an older
+    container there keeps its bytes, also for programs that have it mapped.
+
+    Parameters
+    ----------
+    path : str or PathLike
+        Where the container shall be.
+    dim : int
+        Length of a feature vector, 1 to 65536.
+    dtype : {"f16", "f32", "i8"}
+        How features are stored. i8 has one float32 scale for each feature, the largest magnitude
+        divided by 127, and needs as much room again in the folder as f32 while it is written.
+    expected_rows : int, optional
+        Room on the disk is reserved for so many rows, so that a full disk is met at once and not
+        after an hour. More or fewer may come.
+    backbone_digest, preprocessing_digest : str
+        SHA-256 as 64 hexadecimal digits; the notes must say the same.
+    overwrite : bool
+        Whether a file at ``path`` may be replaced.
+
+    Attributes
+    ----------
+    path : Path
+        Where the container shall be.
+    n_rows : int
+        Rows accepted so far.
+
+    Raises
+    ------
+    ContainerError
+        The folder is missing, read-only or full; another writer is at work on the same path.
+    ValueError
+        An argument outside its range.
+
+    Examples
+    --------
+    >>> with ContainerWriter("x.hilum", dim=3, ...) as writer:     # doctest: +SKIP
+    ...     writer.append(features, label=labels, group=patients)
+    ...     writer.seal(notes)
+    """
+
+    def __init__(
+        self,
+        path: str | PathLike[str],
+        *,
+        dim: int,
+        dtype: str = "f16",
+        expected_rows: int | None = None,
+        backbone_digest: str,
+        preprocessing_digest: str,
+        overwrite: bool = True,
+        _uuid: bytes | None = None,
+    ) -> None:
+        self._descriptor: int | None = None
+        self._spool: Any = None
+        self.path = Path(path)
+        self.n_rows = 0
+        self._part = self.path.with_name(self.path.name + ".part")
+        if dtype not in _DTYPES:
+            raise ValueError(f"dtype is {dtype!r}, expected one of {', '.join(_DTYPES)}")
+        if not 1 <= dim <= lib.HILUM_MAX_DIM:
+            raise ValueError(f"dim is {dim}, expected 1 to {lib.HILUM_MAX_DIM}")
+        if expected_rows is not None and not 1 <= expected_rows <= lib.HILUM_MAX_ROWS:
+            raise ValueError(
+                f"expected_rows is {expected_rows}, expected 1 to {lib.HILUM_MAX_ROWS}"
+            )
+        self._dim = int(dim)
+        self._dtype = dtype
+        self._element = _DTYPES[dtype].element
+        self._backbone = _digest_bytes("backbone_digest", backbone_digest)
+        self._preprocessing = _digest_bytes("preprocessing_digest", preprocessing_digest)
+        self._overwrite = overwrite
+        self._uuid = uuid_module.uuid4().bytes if _uuid is None else _uuid
+        self._columns: dict[str, _Column] | None = None
+        self._state: Literal["writing", "sealed", "aborted"] = "writing"
+        # i8 rows wait as float32, because the scales are known only when the last row has come
+        row_type = np.dtype("<f4") if dtype == "i8" else self._element
+        self._chunk: NDArray[Any] = np.empty((CHUNK_ROWS, self._dim), row_type)
+        self._in_chunk = 0
+        self._largest = np.zeros(self._dim, np.float32)
+        self._table: list[int] = []
+        self._sha256 = hashlib.sha256()
+        self._end = _BODY
+        self._unsynced = 0
+        self._expected_bytes = _BODY + (expected_rows or 0) * self._dim * self._element.itemsize
+        try:
+            with self._explained():
+                self._start(expected_rows)
+        except BaseException:
+            self.abort()
+            raise
+
+    # ---- Life ---------------------------------------------------------------------------------
+
+    def _start(self, expected_rows: int | None) -> None:
+        if self.path.exists() and not self.path.is_file():
+            what = "a folder" if self.path.is_dir() else "not a regular file"
+            raise ContainerError(
+                self.path, f"this is {what}, expected the name of a .hilum file to write."
+            )
+        if not self._overwrite and os.path.lexists(self.path):
+            raise ContainerError(
+                self.path, "exists already. Choose another name or allow it to be replaced."
+            )
+        self._descriptor = self._lock_part()
+        os.ftruncate(self._descriptor, 0)
+        write_at(self._descriptor, PART_MAGIC.ljust(_BODY, b"\0"), 0)
+        if expected_rows is not None:
+            _reserve(self._descriptor, self._expected_bytes)
+        if self._dtype == "i8":
+            # unnamed from the start, so that not even kill -9 leaves it behind
+            self._spool = tempfile.TemporaryFile(dir=self.path.parent)  # noqa: SIM115
+            if expected_rows is not None:
+                _reserve(self._spool.fileno(), expected_rows * self._dim * 4)
+
+    def _lock_part(self) -> int:
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+        while True:
+            descriptor = os.open(self._part, flags, 0o666)
+            try:
+                if _fcntl is None:
+                    return descriptor
+                _fcntl.flock(descriptor, _fcntl.LOCK_EX | _fcntl.LOCK_NB)
+                # another writer may have renamed the file between our open and our lock
+                with contextlib.suppress(FileNotFoundError):
+                    if os.path.samestat(os.fstat(descriptor), self._part.stat()):
+                        return descriptor
+            except BlockingIOError:
+                os.close(descriptor)
+                raise ContainerError(
+                    self.path,
+                    f"another program is writing it ({self._part.name} is locked). Wait for it or "
+                    "choose another name.",
+                ) from None
+            except OSError as exc:
+                if exc.errno in (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK):
+                    return descriptor  # a file system without locks: as well as it can be had
+                os.close(descriptor)
+                raise
+            except BaseException:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)
+
+    def abort(self) -> None:
+        """Give up: remove the ``.part``. Does nothing after `seal`."""
+        spool, self._spool = self._spool, None
+        if spool is not None:
+            with contextlib.suppress(OSError):  # closing may write a rest to a full disk
+                spool.close()
+        descriptor, self._descriptor = self._descriptor, None
+        if self._state == "writing":
+            self._state = "aborted"
+        if descriptor is None:
+            return
+        with contextlib.suppress(OSError):
+            # never somebody else's file: only while the name still leads to ours
+            ours = os.path.samestat(os.fstat(descriptor), self._part.stat())
+            if os.name == "nt":
+                os.close(descriptor)
+                descriptor = None
+            if ours:
+                self._part.unlink()
+        if descriptor is not None:
+            os.close(descriptor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.abort()
+
+    def __del__(self) -> None:
+        if getattr(self, "_descriptor", None) is not None:
+            self.abort()
+
+    def __repr__(self) -> str:
+        return (
+            f"<ContainerWriter {self.path.name}: {self.n_rows} rows x {self._dim} {self._dtype}, "
+            f"{self._state}>"
+        )
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turn what the system says into what a person can act on."""
+        try:
+            yield
+        except ContainerError:
+            raise
+        except OSError as exc:
+            needed = max(self._expected_bytes, self._end + self._unsynced)
+            message = explain_write_failure(self.path, exc, needed)
+            raise ContainerError(self.path, message) from exc
+
+    def _require_writing(self) -> int:
+        if self._descriptor is None or self._state != "writing":
+            raise ContainerError(
+                self.path, f"the writer is {self._state}: no more can be written. Make a new one."
+            )
+        return self._descriptor
+
+    # ---- Rows ---------------------------------------------------------------------------------
+
+    def append(self, features: npt.ArrayLike, **columns: npt.ArrayLike) -> None:
+        """Add rows; nothing is accepted unless all of it is.
+
+        Parameters
+        ----------
+        features : array of float, shape (n, dim)
+            Finite. Rows flagged as withdrawn are stored as zeros.
+        **columns : array, shape (n,) or (n, width)
+            label, split, group, sample_key, source, view, row_flags, sex, age, projection: the
+            same ones at each call. A two-dimensional label is multi-label; sample_key is
+            ``(n, 16)`` uint8. Groups are numbered anew without holes when sealing, in their order:
+            give the patients random numbers.
+
+        Raises
+        ------
+        ValueError
+            A shape, type, value or column that does not fit; says which row.
+        ContainerError
+            The disk is full or failed; the ``.part`` is removed.
+        """
+        self._require_writing()
+        array = np.asarray(features)
+        if array.ndim != 2 or array.shape[1] != self._dim:
+            raise ValueError(
+                f"{self.path}: features have shape {array.shape}, expected (n, {self._dim})"
+            )
+        n = len(array)
+        if self.n_rows + n > lib.HILUM_MAX_ROWS:
+            raise ValueError(f"{self.path}: more than {lib.HILUM_MAX_ROWS} rows")
+        if array.dtype.kind not in "fiu":
+            raise ValueError(f"{self.path}: features are {array.dtype}, expected float32")
+        checked = self._check_columns(n, columns)
+        if n == 0:
+            return
+        withdrawn = None
+        if "row_flags" in checked:
+            withdrawn = (checked["row_flags"] & lib.HILUM_ROW_WITHDRAWN) != 0
+        rows = self._to_stored(array, withdrawn)
+        if self._columns is None:
+            self._columns = {
+                name: _Column(_rule_of(name, values), _width(values))
+                for name, values in checked.items()
+            }
+        for name, values in checked.items():
+            self._columns[name].add(values)
+        self.n_rows += n
+        try:
+            with self._explained():
+                self._add_rows(rows)
+        except BaseException:
+            self.abort()
+            raise
+
+    def _to_stored(self, array: NDArray[Any], withdrawn: NDArray[np.bool_] | None) -> NDArray[Any]:
+        with np.errstate(over="ignore", invalid="ignore"):
+            rows: NDArray[Any] = array.astype(self._chunk.dtype, order="C", copy=True)
+        if withdrawn is not None and withdrawn.any():
+            rows[withdrawn] = 0
+        finite = np.isfinite(rows)
+        if not finite.all():
+            row, column = (int(i) for i in np.argwhere(~finite)[0])
+            value = array[row, column]
+            why = (
+                f"f16 holds up to {_F16_MAX:g}: write dtype f32"
+                if np.isfinite(value)
+                else "expected finite features: look at the image of this row"
+            )
+            raise ValueError(
+                f"{self.path}: row {self.n_rows + row}, feature {column} is {value}; {why}"
+            )
+        return rows
+
+    def _check_columns(
+        self, n: int, columns: Mapping[str, npt.ArrayLike]
+    ) -> dict[str, NDArray[Any]]:
+        for name in columns:
+            if name not in _RULES:
+                raise ValueError(
+                    f"{self.path}: no column {name!r}, expected some of {', '.join(_RULES)}"
+                )
+        if self._columns is not None and set(columns) != set(self._columns):
+            raise ValueError(
+                f"{self.path}: columns {', '.join(sorted(columns)) or 'none'}, but the first rows "
+                f"came with {', '.join(sorted(self._columns)) or 'none'}"
+            )
+        return {
+            name: self._check_column(name, n, columns[name]) for name in _RULES if name in columns
+        }
+
+    def _check_column(self, name: str, n: int, given: npt.ArrayLike) -> NDArray[Any]:
+        values = np.asarray(given)
+        where = f"{self.path}: column {name}"
+        if name == "sample_key" and values.dtype.kind in "SV" and values.dtype.itemsize == 16:
+            values = np.frombuffer(values.tobytes(), np.uint8).reshape(-1, _KEY_BYTES)
+        if values.size == 0 and n == 0:
+            values = values.astype(np.int64)
+        if values.dtype.kind not in "iub":
+            raise ValueError(f"{where} is {values.dtype}, expected whole numbers")
+        two_dimensional = name == "sample_key" or (name == "label" and values.ndim == 2)
+        if values.ndim != (2 if two_dimensional else 1) or len(values) != n:
+            expected = f"({n}, {_KEY_BYTES})" if name == "sample_key" else f"({n},)"
+            raise ValueError(f"{where} has shape {values.shape}, expected {expected}")
+        if name == "sample_key" and values.shape[1] != _KEY_BYTES:
+            raise ValueError(f"{where} has shape {values.shape}, expected ({n}, {_KEY_BYTES})")
+        if two_dimensional and not 1 <= values.shape[1] <= lib.HILUM_MAX_WIDTH:
+            raise ValueError(
+                f"{where} has shape {values.shape}, expected 1 to {lib.HILUM_MAX_WIDTH} classes"
+            )
+        if self._columns is not None and _width(values) != self._columns[name].width:
+            raise ValueError(
+                f"{where} has {_width(values)} values a row, the first rows had "
+                f"{self._columns[name].width}"
+            )
+        if self._columns is not None and _rule_of(name, values) is not self._columns[name].rule:
+            raise ValueError(f"{where} has shape {values.shape}, the first rows had another")
+        rule = _rule_of(name, values)
+        wrong = (values < rule.low) | (values > rule.high)
+        for value in rule.allowed:
+            wrong &= values != value
+        if wrong.any():
+            row = int(np.argwhere(wrong)[0][0])
+            raise ValueError(
+                f"{where}, row {self.n_rows + row}: found {values[wrong].flat[0]}, expected "
+                f"{rule.low} to {rule.high}. {rule.hint}".rstrip()
+            )
+        return np.array(values, dtype=rule.element, order="C")
+
+    def _add_rows(self, rows: NDArray[Any]) -> None:
+        start = 0
+        while start < len(rows):
+            if self._in_chunk == 0 and len(rows) - start >= CHUNK_ROWS:
+                self._flush(rows[start : start + CHUNK_ROWS])  # whole chunks need no copy
+                start += CHUNK_ROWS
+                continue
+            n = min(CHUNK_ROWS - self._in_chunk, len(rows) - start)
+            self._chunk[self._in_chunk : self._in_chunk + n] = rows[start : start + n]
+            self._in_chunk += n
+            start += n
+            if self._in_chunk == CHUNK_ROWS:
+                self._flush(self._chunk)
+                self._in_chunk = 0
+
+    def _flush(self, rows: NDArray[Any]) -> None:
+        if self._spool is None:
+            self._write_chunk(rows)
+            return
+        np.maximum(self._largest, np.abs(rows).max(axis=0), out=self._largest)
+        self._spool.write(rows.data.cast("B"))
+
+    def _write_chunk(self, rows: NDArray[Any]) -> None:
+        data = rows.data.cast("B")
+        self._table.append(crc32c(data))
+        self._write(data)
+
+    def _write(self, data: bytes | memoryview) -> None:
+        descriptor = self._require_writing()
+        write_at(descriptor, data, self._end)
+        self._sha256.update(data)
+        self._end += len(data)
+        self._unsynced += len(data)
+        if self._unsynced >= _SYNC_BYTES:
+            getattr(os, "fdatasync", os.fsync)(descriptor)
+            self._unsynced = 0
+
+    # ---- Sealing ------------------------------------------------------------------------------
+
+    def seal(self, notes: Mapping[str, Any], *, n_values: Mapping[str, int] | None = None) -> Path:
+        """Finish the container and give it its name.
+
+        Parameters
+        ----------
+        notes : Mapping[str, Any]
+            As described in ``formats/container.md``. ``format`` and ``version`` may be left out.
+        n_values : Mapping[str, int], optional
+            Number of values of label, group and source columns; left out, it is the number of
+            class names, of groups found and of source names. A number that does not fit is
+            refused; there may be fewer groups than said, where images were refused.
+
+        Returns
+        -------
+        Path
+            ``path``.
+
+        Raises
+        ------
+        NotesError
+            A key that is not allowed, or a value that looks like an identity.
+        ValueError
+            No rows; labels, sources or groups that do not fit the notes.
+        ContainerError
+            The disk is full or failed.
+        """
+        self._require_writing()
+        if self.n_rows == 0:
+            raise ValueError(
+                f"{self.path}: no rows were added, expected at least one. Nothing was written: "
+                "look at the messages about the inputs."
+            )
+        columns = {} if self._columns is None else self._columns
+        joined = {name: column.join() for name, column in columns.items()}
+        if "group" in joined:
+            # a hole would tell that somebody was left out, and a large number may be a real one
+            _, dense = np.unique(joined["group"], return_inverse=True)
+            joined["group"] = dense.astype("<u4")
+        notes_bytes = self._check_notes(notes, joined)
+        counts = self._count_values(notes, joined, dict(n_values or {}))
+        # up to here the caller may correct the notes and call again; rows are not lost
+        try:
+            with self._explained():
+                self._finish(joined, counts, notes_bytes)
+        finally:
+            self.abort()
+        return self.path
+
+    def _finish(
+        self, joined: Mapping[str, NDArray[Any]], counts: Mapping[str, int], notes_bytes: bytes
+    ) -> None:
+        descriptor = self._require_writing()
+        header: Any = np.zeros((), HEADER_DTYPE)
+        header["compatible"] = lib.HILUM_COMPATIBLE_ALL_FINITE
+        if _is_group_clean(joined):
+            header["compatible"] |= lib.HILUM_COMPATIBLE_GROUP_CLEAN
+
+        scales = self._finish_features()
+        header["features"] = (_BODY, self._end - _BODY)
+        if scales is not None:
+            header["scales"] = self._write_section(scales.tobytes())
+            self._table.append(crc32c(scales))
+        for i, (name, values) in enumerate(joined.items()):
+            offset, length = self._write_section(values.data.cast("B"))
+            header["columns"][i] = (
+                name.encode(),
+                _rule_of(name, values).role,
+                _rule_of(name, values).type,
+                0,
+                _width(values),
+                offset,
+                length,
+                crc32c(values),
+                counts[name],
+                0,
+            )
+        table = np.array(self._table, "<u4").tobytes()
+        header["table"] = self._write_section(table)
+        header["table_crc32c"] = crc32c(table)
+        header["notes"] = self._write_section(notes_bytes)
+        header["notes_crc32c"] = crc32c(notes_bytes)
+
+        header["magic"] = np.frombuffer(MAGIC, np.uint8)
+        header["major"] = lib.HILUM_MAJOR
+        header["minor"] = lib.HILUM_MINOR
+        header["header_size"] = _BODY
+        header["file_size"] = self._end
+        header["n_rows"] = self.n_rows
+        header["dim"] = self._dim
+        header["dtype"] = _DTYPES[self._dtype].code
+        header["n_columns"] = len(joined)
+        header["chunk_log2"] = lib.HILUM_CHUNK_LOG2
+        header["state"] = lib.HILUM_STATE_SEALED
+        header["backbone_sha256"] = np.frombuffer(self._backbone, np.uint8)
+        header["preprocessing_sha256"] = np.frombuffer(self._preprocessing, np.uint8)
+        header["body_sha256"] = np.frombuffer(self._sha256.digest(), np.uint8)
+        header["uuid"] = np.frombuffer(self._uuid, np.uint8)
+        header["header_crc32c"] = crc32c(header.tobytes()[:-4])
+
+        # the body is on the disk before the first byte says that the file is whole
+        os.ftruncate(descriptor, self._end)
+        os.fsync(descriptor)
+        write_at(descriptor, header.tobytes(), 0)
+        os.fsync(descriptor)
+        open_container(self._part).close()
+        self._take_name(descriptor)
+
+    def _finish_features(self) -> NDArray[np.float32] | None:
+        if self._in_chunk:
+            self._flush(self._chunk[: self._in_chunk])
+            self._in_chunk = 0
+        if self._spool is None:
+            return None
+        scales = (self._largest / np.float32(127)).astype("<f4")
+        # all zero, or so small that the step is below the least float32
+        scales[scales == 0] = 1
+        self._spool.seek(0)
+        for first in range(0, self.n_rows, CHUNK_ROWS):
+            rows = self._chunk[: min(CHUNK_ROWS, self.n_rows - first)]
+            if self._spool.readinto(rows.data.cast("B")) != rows.nbytes:
+                raise OSError(errno.EIO, "the temporary file ended early")
+            quantized = np.clip(np.rint(rows / scales), -127, 127).astype(np.int8)
+            self._write_chunk(quantized)
+        return scales
+
+    def _write_section(self, data: bytes | memoryview) -> tuple[int, int]:
+        self._write(bytes(-self._end % _ALIGNMENT))
+        offset = self._end
+        self._write(data)
+        return offset, len(data)
+
+    def _take_name(self, descriptor: int) -> None:
+        if not self._overwrite and os.path.lexists(self.path):
+            raise ContainerError(
+                self.path, "was made by another program meanwhile. Choose another name."
+            )
+        if os.name == "nt":
+            os.close(descriptor)
+            self._descriptor = None
+        self._part.replace(self.path)
+        self._state = "sealed"
+        sync_folder(self.path.parent)
+
+    def _check_notes(self, notes: Mapping[str, Any], joined: Mapping[str, NDArray[Any]]) -> bytes:
+        full = {"format": "hilum-notes", "version": 1, **notes}
+        validate_notes(full, dim=self._dim)
+        found = full["backbone"]["sha256"]
+        if found != self._backbone.hex():
+            raise NotesError(
+                "backbone.sha256", f"found {found}, but backbone_digest is {self._backbone.hex()}."
+            )
+        found = preprocessing_digest(full["preprocessing"])
+        if found != self._preprocessing.hex():
+            raise NotesError(
+                "preprocessing",
+                f"the SHA-256 of its canonical JSON is {found}, but preprocessing_digest is "
+                f"{self._preprocessing.hex()}. Take it from "
+                "formats.preprocessing_digest(preprocessing).",
+            )
+        label = joined.get("label")
+        if label is not None and full["multilabel"] != (label.ndim == 2):
+            raise NotesError(
+                "multilabel",
+                f"found {full['multilabel']}, but the labels have shape {label.shape}.",
+            )
+        if label is not None and label.ndim == 2 and label.shape[1] != len(full["classes"]):
+            raise NotesError(
+                "classes",
+                f"found {len(full['classes'])} names, but the labels have {label.shape[1]} "
+                "columns.",
+            )
+        if "source" in joined and "sources" not in full:
+            raise NotesError("sources", "is missing, but there is a source column. Name them.")
+        data = canonical_json(full)
+        if len(data) > MAX_BYTES:
+            raise NotesError("", f"{len(data)} bytes, at most {MAX_BYTES} are allowed. Shorten.")
+        return data
+
+    def _count_values(
+        self,
+        notes: Mapping[str, Any],
+        joined: Mapping[str, NDArray[Any]],
+        given: dict[str, int],
+    ) -> dict[str, int]:
+        for name in given:
+            if name not in joined:
+                raise ValueError(f"{self.path}: n_values names {name!r}, which is no column here")
+        counts: dict[str, int] = {}
+        for name, values in joined.items():
+            rule = _rule_of(name, values)
+            if rule.n_values is not None:
+                counts[name] = rule.n_values
+            elif name == "group":
+                counts[name] = int(values.max()) + 1
+            else:
+                counts[name] = len(notes["classes" if name == "label" else "sources"])
+                if int(values.max()) >= counts[name]:
+                    row = int(np.argmax(values))
+                    raise ValueError(
+                        f"{self.path}: column {name}, row {row}: found {values[row]}, but the "
+                        f"notes name {counts[name]}. Expected less; add the name or correct it."
+                    )
+            # of the patients counted beforehand, some may have no row that was not refused
+            fits = given.get(name, counts[name]) == counts[name] or (
+                name == "group" and given[name] > counts[name]
+            )
+            if not fits:
+                raise ValueError(
+                    f"{self.path}: n_values of {name} is {given[name]}, expected {counts[name]}"
+                )
+        return counts
+
+
+def write_container(
+    path: str | PathLike[str],
+    features: npt.ArrayLike,
+    notes: Mapping[str, Any],
+    *,
+    dtype: str = "f16",
+    backbone_digest: str | None = None,
+    preprocessing_digest: str | None = None,
+    columns: Mapping[str, npt.ArrayLike] | None = None,
+    n_values: Mapping[str, int] | None = None,
+    overwrite: bool = True,
+    _uuid: bytes | None = None,
+) -> Path:
+    """Write a container from arrays; `ContainerWriter` does the same in pieces.
+
+    Parameters
+    ----------
+    path : str or PathLike
+        Where to.
+    features : array of float, shape (n, dim)
+        Finite feature vectors.
+    notes : Mapping[str, Any]
+        See ``formats/container.md``.
+    dtype : {"f16", "f32", "i8"}
+        How features are stored.
+    backbone_digest, preprocessing_digest : str, optional
+        64 hexadecimal digits; left out, taken from the notes.
+    columns : Mapping[str, array], optional
+        As in `ContainerWriter.append`.
+    n_values : Mapping[str, int], optional
+        As in `ContainerWriter.seal`.
+    overwrite : bool
+        Whether a file at ``path`` may be replaced.
+
+    Returns
+    -------
+    Path
+        ``path``.
+
+    Raises
+    ------
+    ContainerError, NotesError, ValueError
+        As in `ContainerWriter`.
+    """
+    array = np.asarray(features)
+    if array.ndim != 2:
+        raise ValueError(f"{path}: features have shape {array.shape}, expected (n, dim)")
+    full = {"format": "hilum-notes", "version": 1, **notes}
+    validate_notes(full, dim=array.shape[1])
+    with ContainerWriter(
+        path,
+        dim=array.shape[1],
+        dtype=dtype,
+        expected_rows=len(array) or None,
+        backbone_digest=backbone_digest or full["backbone"]["sha256"],
+        preprocessing_digest=preprocessing_digest or _digest_of(full["preprocessing"]),
+        overwrite=overwrite,
+        _uuid=_uuid,
+    ) as writer:
+        writer.append(array, **(columns or {}))
+        return writer.seal(notes, n_values=n_values)
+
+
+_digest_of = preprocessing_digest  # write_container has an argument of the function's name
+
+
+def _digest_bytes(name: str, text: str) -> bytes:
+    with contextlib.suppress(TypeError, ValueError):
+        digest = bytes.fromhex(text)
+        if len(digest) == 32:
+            return digest
+    raise ValueError(f"{name} is {text!r}, expected a SHA-256 as 64 hexadecimal digits")
+
+
+def _width(values: NDArray[Any]) -> int:
+    return int(values.shape[1]) if values.ndim == 2 else 1
+
+
+def _rule_of(name: str, values: NDArray[Any]) -> _Rule:
+    return _MULTI_LABEL if name == "label" and values.ndim == 2 else _RULES[name]
+
+
+def _is_group_clean(joined: Mapping[str, NDArray[Any]]) -> bool:
+    """Whether there are groups and splits, and no group is in two of train, valid and test."""
+    if "group" not in joined or "split" not in joined:
+        return False
+    marked = joined["split"] != lib.HILUM_SPLIT_NONE
+    pairs = np.unique(joined["group"][marked].astype(np.int64) * 4 + joined["split"][marked])
+    return len(np.unique(pairs // 4)) == len(pairs)
+
+
+def _reserve(descriptor: int, n_bytes: int) -> None:
+    """Take the room on the disk now, where the file system can."""
+    if n_bytes <= 0 or not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        os.posix_fallocate(descriptor, 0, n_bytes)
+    except OSError as exc:
+        if exc.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.ENODEV):
+            raise

@@ -1,0 +1,659 @@
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from formats_helpers import (
+    digests,
+    maker,
+    notes_of,
+    run_python,
+    write_small,
+)
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import formats
+from formats.writer import ContainerWriter
+
+DIM = 4
+NOTES = notes_of(DIM)
+
+
+def new_writer(path: Path, **arguments) -> ContainerWriter:
+    return ContainerWriter(path, dim=arguments.pop("dim", DIM), **digests(NOTES), **arguments)
+
+
+def files_in(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
+def rows(n: int) -> np.ndarray:
+    return maker.make_features(n, DIM)
+
+
+# ---- round trips -------------------------------------------------------------------------------
+
+
+@settings(
+    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_round_trip(tmp_path: Path, data: st.DataObject) -> None:
+    n_rows = data.draw(st.one_of(st.integers(1, 40), st.integers(1000, 3000)), "n_rows")
+    dim = data.draw(st.integers(1, 20), "dim")
+    dtype = data.draw(st.sampled_from(["f32", "f16", "i8"]), "dtype")
+    multilabel = data.draw(st.booleans(), "multilabel")
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1), "seed"))
+    scale = 10.0 ** data.draw(st.integers(-6, 4), "exponent")
+    features = (rng.standard_normal((n_rows, dim)) * scale).astype(np.float32)
+    if dtype == "f16":
+        features = np.clip(features, -60000, 60000)
+    n_classes = data.draw(st.integers(1, 5), "n_classes")
+    everything = {
+        "label": rng.integers(-2, 2, (n_rows, n_classes))
+        if multilabel
+        else rng.integers(0, n_classes, n_rows),
+        "split": rng.integers(0, 4, n_rows),
+        "group": np.unique(rng.integers(0, n_rows, n_rows), return_inverse=True)[1],
+        "sample_key": rng.integers(0, 256, (n_rows, 16)),
+        "source": rng.integers(0, 3, n_rows),
+        "view": rng.integers(0, 256, n_rows),
+        "sex": rng.integers(0, 4, n_rows),
+        "age": rng.choice([0, 45, 90, 255], n_rows),
+        "projection": rng.integers(0, 6, n_rows),
+    }
+    names = data.draw(st.sets(st.sampled_from(sorted(everything))), "columns")
+    columns = {name: everything[name] for name in names}
+    notes = notes_of(dim, tuple(f"class {i}" for i in range(n_classes)))
+    notes["multilabel"] = multilabel and "label" in names
+    notes["sources"] = ["unknown", "a", "b"]
+    path = tmp_path / "x.hilum"
+    edges = sorted({0, n_rows, *rng.integers(0, n_rows + 1, 3).tolist()})
+    writer = ContainerWriter(path, dim=dim, dtype=dtype, **digests(notes))
+    with writer:
+        for start, stop in itertools.pairwise(edges):
+            part = {name: values[start:stop] for name, values in columns.items()}
+            writer.append(features[start:stop], **part)
+        writer.seal(notes)
+
+    with formats.open_container(path) as c:
+        c.verify()
+        assert (c.n_rows, c.dim, c.dtype) == (n_rows, dim, dtype)
+        assert set(c.columns) == names
+        for name in names:
+            assert np.array_equal(c.columns[name], columns[name]), name
+        if dtype == "f32":
+            assert np.array_equal(c.features, features)
+        elif dtype == "f16":
+            assert np.array_equal(c.features, features.astype(np.float16))
+        else:
+            largest = np.abs(features).max(axis=0)
+            assert c.scales == pytest.approx(np.where(largest == 0, 1, largest / 127), rel=1e-6)
+            assert (np.abs(c.read_rows() - features) <= c.scales * 0.5001).all()
+            assert (np.abs(c.features).max(axis=0) == np.where(largest == 0, 0, 127)).all()
+        if {"group", "split"} <= names:
+            marked = columns["split"] > 0
+            pairs = {*zip(columns["group"][marked], columns["split"][marked], strict=True)}
+            assert c.group_clean == (len({g for g, _ in pairs}) == len(pairs))
+    path.unlink()
+
+
+def test_i8_of_zeros_tiny_and_huge_features(tmp_path: Path) -> None:
+    path = tmp_path / "x.hilum"
+    features = np.array([[0, 1e-44, 3e38, -5], [0, -1e-44, -3e38, 5]], np.float32)
+    formats.write_container(path, features, NOTES, dtype="i8")
+    with formats.open_container(path) as c:
+        assert c.features[:, 0].tolist() == [0, 0]
+        assert c.scales[0] == 1
+        assert (np.abs(c.read_rows() - features) <= c.scales * 0.51).all()
+
+
+def test_pieces_do_not_change_the_bytes(tmp_path: Path) -> None:
+    features = maker.make_features(3000, DIM)
+    labels = np.arange(3000) % 2
+    for dtype in ("f32", "f16", "i8"):
+        for name, size in (("whole", 3000), ("pieces", 7), ("chunks", 1024)):
+            with new_writer(
+                tmp_path / name, dtype=dtype, expected_rows=size, _uuid=bytes(16)
+            ) as writer:
+                for i in range(0, 3000, size):
+                    writer.append(features[i : i + size], label=labels[i : i + size])
+                assert writer.seal(NOTES) == tmp_path / name
+        contents = {(tmp_path / n).read_bytes() for n in ("whole", "pieces", "chunks")}
+        assert len(contents) == 1
+
+
+def test_uuid_is_random(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_small(tmp_path / name)
+    first, second = (formats.open_container(tmp_path / n).uuid for n in ("a", "b"))
+    assert first != second
+    assert len(first) == 32
+
+
+def test_appended_arrays_may_be_reused(tmp_path: Path) -> None:
+    path = tmp_path / "x.hilum"
+    buffer = np.zeros((2, DIM), np.float32)
+    labels = np.zeros(2, np.uint16)
+    with new_writer(path, dtype="f32") as writer:
+        for value in range(5):
+            buffer[:] = value
+            labels[:] = value % 2
+            writer.append(buffer, label=labels)
+        writer.seal(NOTES)
+    with formats.open_container(path) as c:
+        assert c.features[:, 0].tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+        assert c.labels.tolist() == [0, 0, 1, 1, 0, 0, 1, 1, 0, 0]
+
+
+def test_sample_keys_as_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "x.hilum"
+    keys = np.array([b"0123456789abcdef", b"fedcba9876543210"], "S16")
+    formats.write_container(path, rows(2), NOTES, columns={"sample_key": keys})
+    assert formats.open_container(path).sample_keys.tobytes() == keys.tobytes()
+
+
+def test_withdrawn_rows_are_stored_as_zeros(tmp_path: Path) -> None:
+    path = tmp_path / "x.hilum"
+    features = rows(3)
+    features[1] = np.nan
+    formats.write_container(path, features, NOTES, dtype="f32", columns={"row_flags": [0, 1, 0]})
+    assert np.isnan(features[1]).all()  # the caller's own array stays as it was
+    with formats.open_container(path) as c:
+        assert not c.features[1].any()
+        assert c.rows().tolist() == [0, 2]
+
+
+# ---- refusals ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("label", [0, 70000], "row 1: found 70000, expected 0 to 65534"),
+        ("label", [0, -1], "found -1"),
+        ("label", [0.0, 1.0], "is float64, expected whole numbers"),
+        ("label", [[1, 2], [0, 0]], "found 2, expected -2 to 1"),
+        ("label", [0], r"shape \(1,\), expected \(2,\)"),
+        ("split", [1, 4], "0 is none, 1 train, 2 valid, 3 test"),
+        ("split", ["train", "test"], "expected whole numbers"),
+        ("group", [-1, 0], "found -1"),
+        ("age", [91, 3], "90 stands for 90 or more"),
+        ("age", [3, 256], "found 256"),
+        ("sex", [4, 0], "found 4"),
+        ("projection", [6, 0], "found 6"),
+        ("row_flags", [2, 0], "Bit 0 means withdrawn"),
+        ("source", [0, 256], "index into the notes' sources"),
+        ("sample_key", [[1] * 15] * 2, r"expected \(2, 16\)"),
+        ("patient", [0, 1], "no column 'patient', expected some of label, split, group"),
+    ],
+)
+def test_columns_are_checked_before_anything_is_accepted(
+    tmp_path: Path, column: str, values: list, message: str
+) -> None:
+    with new_writer(tmp_path / "x.hilum") as writer:
+        with pytest.raises(ValueError, match=message):
+            writer.append(rows(2), **{column: values})
+        assert writer.n_rows == 0
+        writer.append(rows(2))  # the writer is still usable
+        writer.seal(NOTES)
+    assert formats.open_container(tmp_path / "x.hilum").n_rows == 2
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        (np.zeros((2, 3), np.float32), r"shape \(2, 3\), expected \(n, 4\)"),
+        (np.zeros(4, np.float32), r"shape \(4,\)"),
+        (np.full((2, 4), "x"), "expected float32"),
+        (np.array([[0, 0, 0, 0], [0, 0, np.nan, 0]], np.float32), "row 6, feature 2 is nan"),
+        (np.array([[0, 0, 0, -np.inf]], np.float32), "row 5, feature 3 is -inf"),
+        (np.array([[0, 70000, 0, 0]], np.float32), "row 5, feature 1 is 70000.0; f16 holds up to"),
+    ],
+)
+def test_features_are_checked(tmp_path: Path, features: np.ndarray, message: str) -> None:
+    with new_writer(tmp_path / "x.hilum") as writer:
+        writer.append(rows(5))
+        with pytest.raises(ValueError, match=message):
+            writer.append(features)
+        assert writer.n_rows == 5
+    assert files_in(tmp_path) == []
+
+
+def test_f32_takes_what_f16_does_not(tmp_path: Path) -> None:
+    formats.write_container(tmp_path / "x", np.full((1, DIM), 1e30), NOTES, dtype="f32")
+    with pytest.raises(ValueError, match=r"is 1e\+60"):
+        formats.write_container(tmp_path / "x", np.full((1, DIM), 1e60), NOTES, dtype="f32")
+
+
+def test_the_same_columns_each_time(tmp_path: Path) -> None:
+    with new_writer(tmp_path / "x.hilum") as writer:
+        writer.append(rows(2), label=[0, 1])
+        for wrong in ({}, {"label": [0, 1], "view": [0, 1]}, {"view": [0, 1]}):
+            with pytest.raises(ValueError, match="the first rows came with label"):
+                writer.append(rows(2), **wrong)
+        for wrong in ([[0], [1]], [[0, 1], [1, 0]]):
+            with pytest.raises(ValueError, match="the first rows had"):
+                writer.append(rows(2), label=wrong)
+
+
+def test_no_rows_are_no_container(tmp_path: Path) -> None:
+    with new_writer(tmp_path / "x.hilum") as writer:
+        writer.append(np.empty((0, DIM)), label=[])
+        with pytest.raises(ValueError, match="no rows"):
+            writer.seal(NOTES)
+    with pytest.raises(ValueError, match="no rows"):
+        formats.write_container(tmp_path / "x.hilum", np.empty((0, DIM)), NOTES)
+    assert files_in(tmp_path) == []
+
+
+def seal_with(path: Path, notes: dict, n_values: dict | None = None, **columns) -> None:
+    formats.write_container(path, rows(4), notes, columns=columns, n_values=n_values)
+
+
+def test_columns_must_fit_the_notes(tmp_path: Path) -> None:
+    path = tmp_path / "x.hilum"
+    with pytest.raises(ValueError, match="column label, row 2: found 2, but the notes name 2"):
+        seal_with(path, NOTES, label=[0, 1, 2, 0])
+    with pytest.raises(formats.NotesError, match="sources: is missing"):
+        seal_with(path, NOTES, source=[0, 0, 0, 0])
+    with pytest.raises(ValueError, match="column source, row 3: found 1, but the notes name 1"):
+        seal_with(path, {**NOTES, "sources": ["a"]}, source=[0, 0, 0, 1])
+    with pytest.raises(ValueError, match="n_values of group is 1, expected 2"):
+        seal_with(path, NOTES, {"group": 1}, group=[0, 0, 1, 1])
+    with pytest.raises(ValueError, match="n_values of label is 3, expected 2"):
+        seal_with(path, NOTES, {"label": 3}, label=[0, 1, 1, 0])
+    with pytest.raises(ValueError, match="n_values names 'group'"):
+        seal_with(path, NOTES, {"group": 3}, label=[0, 1, 1, 0])
+    with pytest.raises(formats.NotesError, match="multilabel: found False"):
+        seal_with(path, NOTES, label=[[0, 1]] * 4)
+    with pytest.raises(formats.NotesError, match="classes: found 2 names, but the labels have 3"):
+        seal_with(path, {**NOTES, "multilabel": True}, label=[[0, 1, 1]] * 4)
+    with pytest.raises(formats.NotesError, match="blocks: they cover 5 features, expected 4"):
+        seal_with(path, notes_of(5))
+    other = {**NOTES, "backbone": {"name": "golden", "sha256": "00" * 32}}
+    with (
+        new_writer(path) as writer,
+        pytest.raises(formats.NotesError, match="but backbone_digest is abab"),
+    ):
+        writer.append(rows(1))
+        writer.seal(other)
+    other = {**NOTES, "preprocessing": {"version": 9}}
+    with (
+        new_writer(path) as writer,
+        pytest.raises(formats.NotesError, match="but preprocessing_digest is"),
+    ):
+        writer.append(rows(1))
+        writer.seal(other)
+    assert files_in(tmp_path) == []
+
+
+def test_groups_are_numbered_without_holes(tmp_path: Path) -> None:
+    path = tmp_path / "x.hilum"
+    seal_with(path, NOTES, {"group": 80_000}, group=[70_000, 3, 70_000, 12])
+    with formats.open_container(path) as c:
+        assert c.groups.tolist() == [2, 0, 2, 1]
+        assert c.n_groups == 3
+
+
+def test_many_single_rows(tmp_path: Path) -> None:
+    path = tmp_path / "x.hilum"
+    with new_writer(path, dtype="f32") as writer:
+        for i in range(2100):
+            writer.append(rows(1) + i, label=[i % 2], view=[i % 256])
+        writer.seal(NOTES)
+    with formats.open_container(path) as c:
+        assert np.array_equal(c.features[:, 0], rows(1)[0, 0] + np.arange(2100))
+        assert np.array_equal(c.labels, np.arange(2100) % 2)
+        assert np.array_equal(c.views, np.arange(2100) % 256)
+
+
+def test_notes_may_be_corrected_without_losing_rows(tmp_path: Path) -> None:
+    path = tmp_path / "x.hilum"
+    with new_writer(path) as writer:
+        writer.append(rows(4))
+        with pytest.raises(formats.NotesError, match=r"about\.title"):
+            writer.seal({**NOTES, "about": {"title": "scanned 2019-03-07"}})
+        writer.seal({**NOTES, "about": {"title": "scanned 2019"}})
+    assert formats.open_container(path).notes["about"] == {"title": "scanned 2019"}
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("dtype", "f64"),
+        ("dim", 0),
+        ("dim", 65537),
+        ("expected_rows", 0),
+        ("expected_rows", 2**31),
+        ("backbone_digest", "ab"),
+        ("preprocessing_digest", "xy" * 32),
+    ],
+)
+def test_arguments_are_checked(tmp_path: Path, argument: str, value: object) -> None:
+    arguments = {"dim": DIM, **digests(NOTES), argument: value}
+    with pytest.raises(ValueError, match=argument):
+        ContainerWriter(tmp_path / "x.hilum", **arguments)
+    assert files_in(tmp_path) == []
+
+
+# ---- whole or not at all -----------------------------------------------------------------------
+
+
+def test_part_is_there_while_writing_and_is_no_container(tmp_path: Path) -> None:
+    path = tmp_path / "x.hilum"
+    with new_writer(path) as writer:
+        writer.append(rows(3000))
+        assert files_in(tmp_path) == ["x.hilum.part"]
+        with pytest.raises(formats.NotAContainer, match="never finished"):
+            formats.open_container(tmp_path / "x.hilum.part")
+        writer.seal(NOTES)
+        assert files_in(tmp_path) == ["x.hilum"]
+        for use in (lambda: writer.append(rows(1)), lambda: writer.seal(NOTES)):
+            with pytest.raises(formats.ContainerError, match="writer is sealed"):
+                use()
+    assert files_in(tmp_path) == ["x.hilum"]
+
+
+@pytest.mark.parametrize("dtype", ["f16", "i8"])
+@pytest.mark.parametrize("exception", [RuntimeError, KeyboardInterrupt, SystemExit])
+def test_exception_removes_the_part(tmp_path: Path, exception: type, dtype: str) -> None:
+    path = tmp_path / "x.hilum"
+    write_small(path)
+    before = path.read_bytes()
+    with pytest.raises(exception), new_writer(path, dtype=dtype) as writer:
+        writer.append(rows(2000))
+        raise exception
+    assert files_in(tmp_path) == ["x.hilum"]
+    assert path.read_bytes() == before
+
+
+def test_forgotten_seal_leaves_nothing(tmp_path: Path) -> None:
+    with new_writer(tmp_path / "x.hilum") as writer:
+        writer.append(rows(2))
+    assert files_in(tmp_path) == []
+    writer = new_writer(tmp_path / "x.hilum")
+    writer.append(rows(2))
+    del writer
+    assert files_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("call", ["fsync", "ftruncate", "pwrite", "replace"])
+def test_failure_or_interrupt_while_sealing_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    for failure in (OSError(errno.EIO, "Input/output error"), KeyboardInterrupt()):
+        with new_writer(tmp_path / "x.hilum") as writer:
+            writer.append(rows(2))
+
+            def fail(*_: object, failure: BaseException = failure, **__: object) -> None:
+                raise failure
+
+            with monkeypatch.context() as patch:
+                patch.setattr(Path if call == "replace" else os, call, fail)
+                expected = formats.ContainerError if isinstance(failure, OSError) else type(failure)
+                with pytest.raises(expected):
+                    writer.seal(NOTES)
+        assert files_in(tmp_path) == []
+
+
+def test_self_check_refuses_to_name_a_broken_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("formats.writer.crc32c", lambda *_: 1)
+    with pytest.raises(formats.Corrupt):
+        write_small(tmp_path / "x.hilum")
+    assert files_in(tmp_path) == []
+
+
+def test_mapped_old_container_keeps_its_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "x.hilum"
+    write_small(path, n_rows=2000, dtype="f32")
+    old = formats.open_container(path)
+    expected = old.features.copy()
+    formats.write_container(path, -maker.make_features(10, DIM), NOTES)
+    assert np.array_equal(old.features, expected)
+    assert formats.open_container(path).n_rows == 10
+
+
+def test_overwrite_may_be_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.hilum"
+    write_small(path)
+    before = path.read_bytes()
+    with pytest.raises(formats.ContainerError, match="exists already"):
+        write_small(path, overwrite=False)
+    assert path.read_bytes() == before
+    path.unlink()
+    with new_writer(path, overwrite=False) as writer:
+        writer.append(rows(1))
+        path.write_bytes(b"mine")
+        with pytest.raises(formats.ContainerError, match="made by another program"):
+            writer.seal(NOTES)
+    assert path.read_bytes() == b"mine"
+    assert files_in(tmp_path) == ["x.hilum"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX locks")
+def test_second_writer_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.hilum"
+    with new_writer(path) as first:
+        first.append(rows(1))
+        with pytest.raises(formats.ContainerError, match="another program is writing it"):
+            new_writer(path)
+        assert files_in(tmp_path) == ["x.hilum.part"]
+        first.seal(NOTES)
+    assert formats.open_container(path).n_rows == 1
+    with new_writer(path) as second:
+        second.append(rows(2))
+        second.seal(NOTES)
+    assert formats.open_container(path).n_rows == 2
+
+
+def test_part_of_a_killed_writer_is_taken_over(tmp_path: Path) -> None:
+    path = tmp_path / "x.hilum"
+    code = (
+        "import os, sys\n"
+        "import numpy as np\n"
+        "from formats import ContainerWriter\n"
+        "w = ContainerWriter(sys.argv[1], dim=4, dtype='i8', expected_rows=50_000,\n"
+        "    backbone_digest='ab' * 32, preprocessing_digest='ab' * 32)\n"
+        "w.append(np.ones((5000, 4)))\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    assert run_python(code, str(path)).returncode == -9
+    assert files_in(tmp_path) == ["x.hilum.part"]
+    with pytest.raises(formats.NotAContainer):
+        formats.open_container(tmp_path / "x.hilum.part")
+    write_small(path)
+    formats.open_container(path).verify()
+    assert files_in(tmp_path) == ["x.hilum"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_control_c_leaves_nothing(tmp_path: Path) -> None:
+    code = (
+        "import sys, time\n"
+        "import numpy as np\n"
+        "from formats import ContainerWriter\n"
+        "with ContainerWriter(sys.argv[1], dim=4, backbone_digest='ab' * 32,\n"
+        "        preprocessing_digest='ab' * 32) as w:\n"
+        "    w.append(np.ones((5000, 4)))\n"
+        "    print('ready', flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "x.hilum")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) != 0
+    assert files_in(tmp_path) == []
+
+
+# ---- what the system refuses -------------------------------------------------------------------
+
+
+def test_missing_vanished_and_wrong_folders(tmp_path: Path) -> None:
+    with pytest.raises(formats.ContainerError, match=r"folder .*gone does not exist. Create it"):
+        new_writer(tmp_path / "gone" / "x.hilum")
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(formats.ContainerError, match="is a file, expected a folder"):
+        new_writer(tmp_path / "file" / "x.hilum")
+    with pytest.raises(formats.ContainerError, match="this is a folder"):
+        new_writer(tmp_path)
+    folder = tmp_path / "vanishing"
+    folder.mkdir()
+    with new_writer(folder / "x.hilum") as writer:
+        writer.append(rows(1))
+        shutil.rmtree(folder)
+        with pytest.raises(formats.ContainerError, match="vanishing"):
+            writer.seal(NOTES)
+    assert files_in(tmp_path) == ["file"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX permissions")
+def test_read_only_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "locked"
+    folder.mkdir()
+    folder.chmod(0o555)
+    for parent in (tmp_path, *tmp_path.parents[:2]):
+        parent.chmod(0o755)
+    code = (
+        "import os, sys\n"
+        "import formats\n"
+        "if os.getuid() == 0: os.setuid(65534)\n"
+        "try:\n"
+        "    formats.ContainerWriter(sys.argv[1], dim=4, backbone_digest='ab' * 32,\n"
+        "        preprocessing_digest='ab' * 32)\n"
+        "except formats.ContainerError as exc: print(exc)\n"
+    )
+    result = run_python(code, str(folder / "x.hilum"))
+    assert "may not be written to" in result.stdout, result.stderr
+    assert "Choose another output folder" in result.stdout
+
+
+FULL = """
+import resource, sys
+import numpy as np
+import formats
+limit = int(sys.argv[2])
+if limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+notes = {"classes": [], "multilabel": False, "backbone": {"name": "x", "sha256": "ab" * 32},
+    "preprocessing": {"version": 1},
+    "blocks": [{"tap": "a", "pooling": "b", "offset": 0, "width": 64}]}
+for dtype in ("f32", "f16", "i8"):
+    for expected in (None, 2000):
+        try:
+            with formats.ContainerWriter(sys.argv[1], dim=64, dtype=dtype,
+                    expected_rows=expected, backbone_digest="ab" * 32,
+                    preprocessing_digest=formats.preprocessing_digest({"version": 1})) as writer:
+                for _ in range(20):
+                    writer.append(np.ones((100, 64)))
+                writer.seal(notes)
+        except formats.ContainerError as exc:
+            print(exc)
+"""
+
+
+def test_full_disk(tmp_path: Path) -> None:
+    mount = shutil.which("mount")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = (
+        mount is not None
+        and sys.platform == "linux"
+        and subprocess.run(
+            [mount, "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder],
+            capture_output=True,
+            check=False,
+        ).returncode
+        == 0
+    )
+    if not mounted:
+        pytest.skip("needs the right to mount a small tmpfs; test_file_size_limit stands in")
+    try:
+        result = run_python(FULL, str(folder / "x.hilum"), "0")
+        lines = result.stdout.splitlines()
+        assert len(lines) == 6, result.stderr
+        for line in lines:
+            assert "x.hilum: the disk is full" in line
+            assert "Free space or choose another output folder" in line
+        assert files_in(folder) == []
+        with pytest.raises(formats.WriteError, match="the disk is full"):
+            formats.atomic_write(folder / "big.json", bytes(1 << 20))
+        assert files_in(folder) == []
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX limits")
+def test_file_size_limit(tmp_path: Path) -> None:
+    result = run_python(FULL, str(tmp_path / "x.hilum"), str(32 << 10))
+    lines = result.stdout.splitlines()
+    assert len(lines) == 6, result.stderr
+    assert all("ulimit -f" in line for line in lines)
+    assert files_in(tmp_path) == []
+
+
+def test_file_system_without_fallocate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    write_small(tmp_path / "x.hilum")
+    monkeypatch.delattr(os, "posix_fallocate")
+    write_small(tmp_path / "x.hilum", dtype="i8")
+    formats.open_container(tmp_path / "x.hilum").verify()
+
+
+def test_more_and_fewer_rows_than_expected(tmp_path: Path) -> None:
+    for expected in (1, 5000):
+        with new_writer(tmp_path / "x.hilum", expected_rows=expected) as writer:
+            writer.append(rows(100))
+            writer.seal(NOTES)
+        with formats.open_container(tmp_path / "x.hilum") as c:
+            c.verify()
+            assert c.size_bytes == (tmp_path / "x.hilum").stat().st_size < 8192
+
+
+# ---- atomic_write ------------------------------------------------------------------------------
+
+
+def test_atomic_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "m.json"
+    assert formats.atomic_write(path, b"old") == path
+    with path.open("rb") as reader:
+        formats.atomic_write(path, memoryview(b"new"))
+        assert reader.read() == b"old"
+    assert path.read_bytes() == b"new"
+    formats.atomic_write(path, b"")
+    assert path.read_bytes() == b""
+    if os.name != "nt":
+        umask = os.umask(0)
+        os.umask(umask)
+        assert path.stat().st_mode & 0o777 == 0o666 & ~umask
+    with pytest.raises(formats.WriteError, match="does not exist") as caught:
+        formats.atomic_write(tmp_path / "no" / "m.json", b"x")
+    assert isinstance(caught.value, OSError)
+    assert caught.value.path == tmp_path / "no" / "m.json"
+    assert str(caught.value).startswith(str(tmp_path / "no" / "m.json"))
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        formats.atomic_write(path, b"half")
+    assert files_in(tmp_path) == ["m.json"]
+    assert path.read_bytes() == b""

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import inspect
+import pickle
+
+import pytest
+from formats_helpers import run_python
+
+import formats
+from formats import errors
+
+
+def test_public_names_are_sorted_and_exist() -> None:
+    # ruff's order (RUF022): constants, classes, functions
+    def rank(name: str) -> tuple[int, str]:
+        return (0 if name.isupper() else 1 if name[0].isupper() else 2, name)
+
+    assert formats.__all__ == sorted(formats.__all__, key=rank)
+    for name in formats.__all__:
+        assert inspect.getdoc(getattr(formats, name)), name
+
+
+def test_import_needs_only_numpy_and_the_compiled_reader() -> None:
+    code = (
+        "import sys\n"
+        "import formats\n"
+        "heavy = ['engine', 'openvino', 'numba', 'pydicom', 'PIL', 'safetensors', 'tqdm',\n"
+        "    'torch', 'scipy', 'sklearn', 'cffi']\n"
+        "print([name for name in heavy if name in sys.modules])\n"
+    )
+    result = run_python(code)
+    assert result.stdout == "[]\n", result.stderr
+
+
+def test_formats_imports_nothing_from_the_floors_above() -> None:
+    code = (
+        "import sys\n"
+        "import formats, formats.__main__, formats.head_file, formats.writer\n"
+        "print(any(name == 'engine' or name.startswith('engine.') for name in sys.modules))\n"
+    )
+    result = run_python(code)
+    assert result.stdout == "False\n", result.stderr
+
+
+@pytest.mark.parametrize("name", errors.__all__)
+def test_every_exception_is_a_builtin_too_and_survives_pickling(name: str) -> None:
+    kind = getattr(errors, name)
+    assert issubclass(kind, errors.EngineError)
+    if kind is errors.EngineError:
+        return
+    builtin = OSError if kind is errors.WriteError else ValueError
+    assert issubclass(kind, builtin)
+    error = kind("somewhere", "is wrong. Mend it.")
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is kind
+    assert str(again) == str(error)
+    assert "somewhere" in str(error) and "Mend it." in str(error)
+    assert again.message == "is wrong. Mend it."
+
+
+def test_container_errors_form_one_family() -> None:
+    for name in ("NotAContainer", "UnsupportedVersion", "Truncated", "Corrupt"):
+        assert issubclass(getattr(formats, name), formats.ContainerError)
