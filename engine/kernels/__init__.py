@@ -1,0 +1,99 @@
+"""Where compiled kernels are cached, and how a loop becomes one.
+
+The kernels themselves are in `engine.kernels.pooling`, `engine.kernels.heads` and
+`engine.kernels.bootstrap`; importing one of those imports numba (about half a second), importing
+this package does not. Every kernel takes arrays and fills arrays: no allocation, no strings, no
+exceptions. Shapes and dtypes are checked by the public function that calls it.
+
+All kernels are compiled without ``fastmath`` (it would make ``isnan`` false) and without
+``parallel`` (a reduction over threads would depend on their number), release the GIL, and
+accumulate in float64. Signatures are lazy, because an explicit one refuses read-only arrays.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar, cast
+
+__all__ = ["cache_folder", "kernel"]
+
+_F = TypeVar("_F", bound=Callable[..., object])
+
+
+def _user_cache_folder() -> Path | None:
+    """Return the user's cache folder by the custom of the platform, None without a home."""
+    try:
+        if sys.platform == "win32":
+            local = os.environ.get("LOCALAPPDATA")
+            return Path(local) if local else Path.home() / "AppData" / "Local"
+        # The XDG specification: a relative path in the variable is invalid and is ignored.
+        xdg = os.environ.get("XDG_CACHE_HOME", "")
+        if Path(xdg).is_absolute():
+            return Path(xdg)
+        if sys.platform == "darwin":
+            return Path.home() / "Library" / "Caches"
+        return Path.home() / ".cache"
+    except RuntimeError:
+        return None
+
+
+def cache_folder() -> Path | None:
+    """Choose the folder for compiled kernels and tell numba about it.
+
+    ``NUMBA_CACHE_DIR`` wins when it is set; otherwise it is set to ``hilum/numba`` in the user's
+    cache folder. A package's own ``__pycache__`` is no place: it is read-only in many installs.
+    A shared temporary folder is none either: numba unpickles what it finds there.
+
+    Returns
+    -------
+    Path or None
+        A folder that exists and can be written, or None: kernels are then compiled in each
+        process and never stored.
+    """
+    named = os.environ.get("NUMBA_CACHE_DIR")
+    if named:
+        folder = Path(named)
+    else:
+        parent = _user_cache_folder()
+        if parent is None:
+            return None
+        folder = parent / "hilum" / "numba"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError:
+        return None
+    os.environ["NUMBA_CACHE_DIR"] = str(folder)
+    numba = sys.modules.get("numba")
+    if numba is not None and not numba.config.CACHE_DIR:
+        # numba read the environment when somebody else imported it; a later change is not seen.
+        numba.config.CACHE_DIR = str(folder)
+    return folder
+
+
+# Decided once: numba raises "no locator available" at decoration time when cache=True and no
+# folder can be written, and a read-only home must not stop a prediction.
+_CACHED = cache_folder() is not None
+
+
+def kernel(function: _F) -> _F:
+    """Compile a loop with numba: no GIL, cached per CPU, strict IEEE arithmetic.
+
+    Parameters
+    ----------
+    function : callable
+        Pure loops over arrays.
+
+    Returns
+    -------
+    callable
+        The compiled function, or the function itself under ``NUMBA_DISABLE_JIT=1``.
+    """
+    import numba
+
+    return cast(_F, numba.njit(cache=_CACHED, nogil=True)(function))

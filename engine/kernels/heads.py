@@ -1,0 +1,549 @@
+"""Loops of heads: standardisation, logits, probabilities, losses with their gradients.
+
+Arrays of features are float32 and row-major; everything summed is float64. No sum depends on the
+number of threads or on the processor: the lanes below fix the order of every addition.
+"""
+
+# ruff: noqa: PLR1730 - max() and a comparison differ in what they make of NaN.
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.kernels import kernel
+from engine.kernels.scalars import wide
+
+__all__ = [
+    "LANES",
+    "ROWS",
+    "adam_step",
+    "dot",
+    "lbfgs_direction",
+    "linear_multilabel",
+    "linear_softmax",
+    "logits",
+    "mlp_logits",
+    "mlp_multilabel",
+    "mlp_softmax",
+    "moments",
+    "sigmoid",
+    "softmax",
+    "standardise",
+]
+
+# Rows handled together, so that weights and gradients pass through the cache once per block.
+ROWS = 4
+# A dot product is kept in this many partial sums: without fastmath the compiler may not reorder
+# one sum, but it may do several side by side in a vector register.
+LANES = 64
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+
+
+@kernel
+def _dot(a: F64, b: F64, lanes: F64) -> float:
+    """Return the dot product of two vectors; lanes is work space (LANES,)."""
+    n = a.shape[0]
+    whole = n - n % LANES
+    for lane in range(LANES):
+        lanes[lane] = 0.0
+    for j in range(0, whole, LANES):
+        for lane in range(LANES):
+            lanes[lane] += a[j + lane] * b[j + lane]
+    total = 0.0
+    for lane in range(LANES):
+        total += lanes[lane]
+    for j in range(whole, n):
+        total += a[j] * b[j]
+    return total
+
+
+@kernel
+def dot(a: F64, b: F64, lanes: F64, out: F64) -> None:
+    """Write the dot product of two vectors of equal length to ``out[0]``.
+
+    NumPy's would go through BLAS, whose bits change with its number of threads.
+    """
+    out[0] = _dot(a, b, lanes)
+
+
+@kernel
+def moments(X: F32, mean: F64, deviation: F64) -> None:
+    """Write mean and population standard deviation of every column of X (n, d).
+
+    Sums are of differences to the first row: a constant column has exactly no deviation.
+    """
+    n, d = X.shape
+    for j in range(d):
+        mean[j] = 0.0
+        deviation[j] = 0.0
+    for i in range(n):
+        for j in range(d):
+            difference = wide(X[i, j]) - wide(X[0, j])
+            mean[j] += difference
+            deviation[j] += difference * difference
+    for j in range(d):
+        average = mean[j] / n
+        variance = deviation[j] / n - average * average
+        if variance < 0.0:
+            variance = 0.0
+        mean[j] = wide(X[0, j]) + average
+        deviation[j] = np.sqrt(variance)
+
+
+@kernel
+def standardise(X: F32, mean: F32, scale: F32, out: F32) -> None:
+    """Write (X - mean) / scale, computed in float64, to out (n, d); out may be X."""
+    n, d = X.shape
+    for i in range(n):
+        for j in range(d):
+            out[i, j] = (wide(X[i, j]) - wide(mean[j])) / wide(scale[j])
+
+
+@kernel
+def _block_logits(
+    X: F32 | F64, start: int, rows: int, weight: F64, bias: F64, lanes: F64, out: F64
+) -> None:
+    """Write logits of `rows` rows from `start` to ``out[:rows]``."""
+    d = X.shape[1]
+    k = weight.shape[0]
+    whole = d - d % LANES
+    for c in range(k):
+        for r in range(rows):
+            i = start + r
+            for lane in range(LANES):
+                lanes[lane] = 0.0
+            for j in range(0, whole, LANES):
+                for lane in range(LANES):
+                    lanes[lane] += X[i, j + lane] * weight[c, j + lane]
+            total = 0.0
+            for lane in range(LANES):
+                total += lanes[lane]
+            for j in range(whole, d):
+                total += X[i, j] * weight[c, j]
+            out[r, c] = total + bias[c]
+
+
+@kernel
+def _add_gradient(
+    X: F32 | F64, start: int, rows: int, residual: F64, weight_gradient: F64, bias_gradient: F64
+) -> None:
+    """Add residual' X of `rows` rows from `start` to the gradients."""
+    d = X.shape[1]
+    k = weight_gradient.shape[0]
+    if rows == ROWS:
+        # The four rows written out: one load and one store of the gradient for four products.
+        for c in range(k):
+            r0, r1, r2, r3 = residual[0, c], residual[1, c], residual[2, c], residual[3, c]
+            bias_gradient[c] += ((r0 + r1) + r2) + r3
+            for j in range(d):
+                weight_gradient[c, j] += (X[start, j] * r0 + X[start + 1, j] * r1) + (
+                    X[start + 2, j] * r2 + X[start + 3, j] * r3
+                )
+    else:
+        for r in range(rows):
+            for c in range(k):
+                value = residual[r, c]
+                bias_gradient[c] += value
+                for j in range(d):
+                    weight_gradient[c, j] += X[start + r, j] * value
+
+
+@kernel
+def logits(X: F32, weight: F64, bias: F64, lanes: F64, out: F64) -> None:
+    """Write X weight' + bias to out (n, k); lanes is work space (LANES,)."""
+    n = X.shape[0]
+    for start in range(0, n, ROWS):
+        rows = min(ROWS, n - start)
+        _block_logits(X, start, rows, weight, bias, lanes, out[start : start + rows])
+
+
+@kernel
+def _softmax_row(z: F64) -> None:
+    """Turn one row of logits into probabilities, in place and without overflow."""
+    k = z.shape[0]
+    high = z[0]
+    for c in range(1, k):
+        if z[c] > high or np.isnan(z[c]):
+            high = z[c]
+    total = 0.0
+    for c in range(k):
+        z[c] = math.exp(z[c] - high)
+        total += z[c]
+    for c in range(k):
+        z[c] /= total
+
+
+@kernel
+def _sigmoid(z: float) -> float:
+    """Return 1 / (1 + exp(-z)) without overflow."""
+    if z >= 0.0:
+        return 1.0 / (1.0 + math.exp(-z))
+    growth = math.exp(z)
+    return growth / (1.0 + growth)
+
+
+@kernel
+def softmax(z: F64) -> None:
+    """Turn logits (n, k) into probabilities, in place, row by row."""
+    for i in range(z.shape[0]):
+        _softmax_row(z[i])
+
+
+@kernel
+def sigmoid(z: F64) -> None:
+    """Turn logits (n, k) into probabilities, in place, each on its own."""
+    for i in range(z.shape[0]):
+        for c in range(z.shape[1]):
+            z[i, c] = _sigmoid(z[i, c])
+
+
+@kernel
+def _softmax_residual(z: F64, label: int, row_weight: float) -> float:
+    """Turn one row of logits into its loss (returned) and the loss's gradient (in place)."""
+    k = z.shape[0]
+    high = z[0]
+    for c in range(1, k):
+        if z[c] > high:
+            high = z[c]
+    own = float(z[label] - high)
+    total = 0.0
+    for c in range(k):
+        z[c] = math.exp(z[c] - high)
+        total += z[c]
+    for c in range(k):
+        z[c] *= row_weight / total
+    z[label] -= row_weight
+    return row_weight * (math.log(total) - own)
+
+
+@kernel
+def _multilabel_residual(
+    z: F64, labels: NDArray[np.int8], row_weight: float, positive: F64, negative: F64
+) -> float:
+    """Turn one row of logits into its loss (returned) and the loss's gradient (in place).
+
+    Labels below 0 (uncertain, not assessed) have neither loss nor gradient.
+    """
+    loss = 0.0
+    for c in range(z.shape[0]):
+        value = z[c]
+        if labels[c] == 1:
+            weight = row_weight * positive[c]
+            loss += weight * (max(-value, 0.0) + math.log1p(math.exp(-abs(value))))
+            z[c] = weight * (_sigmoid(value) - 1.0)
+        elif labels[c] == 0:
+            weight = row_weight * negative[c]
+            loss += weight * (max(value, 0.0) + math.log1p(math.exp(-abs(value))))
+            z[c] = weight * _sigmoid(value)
+        else:
+            z[c] = 0.0
+    return loss
+
+
+@kernel
+def _penalise(weight: F64, l2: float, gradient: F64) -> float:
+    """Add l2 * weight to the gradient and return 0.5 * l2 * |weight|^2."""
+    squares = 0.0
+    for c in range(weight.shape[0]):
+        for j in range(weight.shape[1]):
+            squares += weight[c, j] * weight[c, j]
+            gradient[c, j] += l2 * weight[c, j]
+    return 0.5 * l2 * squares
+
+
+@kernel
+def linear_softmax(
+    X: F32,
+    labels: I64,
+    row_weights: F64,
+    weight: F64,
+    bias: F64,
+    l2: float,
+    lanes: F64,
+    block: F64,
+    weight_gradient: F64,
+    bias_gradient: F64,
+    loss: F64,
+) -> None:
+    """Write loss and gradient of a linear softmax head; X is read once.
+
+    The loss is sum_i row_weights[i] * cross entropy_i + l2/2 |weight|^2; the bias is not
+    penalised.
+
+    Parameters
+    ----------
+    X : float32 (n, d)
+        Standardised features.
+    labels : int64 (n,)
+        Class indices below k.
+    row_weights : float64 (n,)
+        Usually summing to 1.
+    weight, bias : float64 (k, d), (k,)
+        Parameters.
+    l2 : float
+        Penalty.
+    lanes, block : float64 (LANES,), (ROWS, k)
+        Work space.
+    weight_gradient, bias_gradient, loss : float64 (k, d), (k,), (1,)
+        Filled.
+    """
+    n = X.shape[0]
+    weight_gradient[:] = 0.0
+    bias_gradient[:] = 0.0
+    total = 0.0
+    for start in range(0, n, ROWS):
+        rows = min(ROWS, n - start)
+        _block_logits(X, start, rows, weight, bias, lanes, block)
+        for r in range(rows):
+            total += _softmax_residual(block[r], labels[start + r], row_weights[start + r])
+        _add_gradient(X, start, rows, block, weight_gradient, bias_gradient)
+    loss[0] = total + _penalise(weight, l2, weight_gradient)
+
+
+@kernel
+def linear_multilabel(
+    X: F32,
+    labels: NDArray[np.int8],
+    row_weights: F64,
+    positive: F64,
+    negative: F64,
+    weight: F64,
+    bias: F64,
+    l2: float,
+    lanes: F64,
+    block: F64,
+    weight_gradient: F64,
+    bias_gradient: F64,
+    loss: F64,
+) -> None:
+    """Write loss and gradient of a linear multi-label head; X is read once.
+
+    As `linear_softmax`, but labels are int8 (n, k) of 1, 0 or below 0 (masked), and the binary
+    cross entropy of label c weighs positive[c] where it is 1 and negative[c] where it is 0.
+    """
+    n = X.shape[0]
+    weight_gradient[:] = 0.0
+    bias_gradient[:] = 0.0
+    total = 0.0
+    for start in range(0, n, ROWS):
+        rows = min(ROWS, n - start)
+        _block_logits(X, start, rows, weight, bias, lanes, block)
+        for r in range(rows):
+            total += _multilabel_residual(
+                block[r], labels[start + r], row_weights[start + r], positive, negative
+            )
+        _add_gradient(X, start, rows, block, weight_gradient, bias_gradient)
+    loss[0] = total + _penalise(weight, l2, weight_gradient)
+
+
+@kernel
+def _relu(hidden: F64, rows: int) -> None:
+    """Clamp the first rows at zero, in place; NaN stays."""
+    for r in range(rows):
+        for j in range(hidden.shape[1]):
+            if hidden[r, j] < 0.0:
+                hidden[r, j] = 0.0
+
+
+@kernel
+def _back(block: F64, rows: int, weight: F64, hidden: F64, out: F64) -> None:
+    """Carry residuals through the output layer and the ReLU, to out (rows, h)."""
+    for r in range(rows):
+        for j in range(hidden.shape[1]):
+            total = 0.0
+            if hidden[r, j] > 0.0:
+                for c in range(weight.shape[0]):
+                    total += block[r, c] * weight[c, j]
+            out[r, j] = total
+
+
+@kernel
+def mlp_logits(
+    X: F32,
+    hidden_weight: F64,
+    hidden_bias: F64,
+    weight: F64,
+    bias: F64,
+    lanes: F64,
+    hidden: F64,
+    out: F64,
+) -> None:
+    """Write logits (n, k) of a head with one hidden ReLU layer; hidden is work space (ROWS, h)."""
+    n = X.shape[0]
+    for start in range(0, n, ROWS):
+        rows = min(ROWS, n - start)
+        _block_logits(X, start, rows, hidden_weight, hidden_bias, lanes, hidden)
+        _relu(hidden, rows)
+        _block_logits(hidden, 0, rows, weight, bias, lanes, out[start : start + rows])
+
+
+@kernel
+def mlp_softmax(
+    X: F32,
+    labels: I64,
+    row_weights: F64,
+    hidden_weight: F64,
+    hidden_bias: F64,
+    weight: F64,
+    bias: F64,
+    l2: float,
+    lanes: F64,
+    hidden: F64,
+    back: F64,
+    block: F64,
+    hidden_weight_gradient: F64,
+    hidden_bias_gradient: F64,
+    weight_gradient: F64,
+    bias_gradient: F64,
+    loss: F64,
+) -> None:
+    """Write loss and gradient of a softmax head with one hidden ReLU layer.
+
+    As `linear_softmax`, with hidden_weight (h, d), weight (k, h), both penalised, and the work
+    spaces hidden and back of (ROWS, h).
+    """
+    n = X.shape[0]
+    hidden_weight_gradient[:] = 0.0
+    hidden_bias_gradient[:] = 0.0
+    weight_gradient[:] = 0.0
+    bias_gradient[:] = 0.0
+    total = 0.0
+    for start in range(0, n, ROWS):
+        rows = min(ROWS, n - start)
+        _block_logits(X, start, rows, hidden_weight, hidden_bias, lanes, hidden)
+        _relu(hidden, rows)
+        _block_logits(hidden, 0, rows, weight, bias, lanes, block)
+        for r in range(rows):
+            total += _softmax_residual(block[r], labels[start + r], row_weights[start + r])
+        _back(block, rows, weight, hidden, back)
+        _add_gradient(hidden, 0, rows, block, weight_gradient, bias_gradient)
+        _add_gradient(X, start, rows, back, hidden_weight_gradient, hidden_bias_gradient)
+    total += _penalise(hidden_weight, l2, hidden_weight_gradient)
+    loss[0] = total + _penalise(weight, l2, weight_gradient)
+
+
+@kernel
+def mlp_multilabel(
+    X: F32,
+    labels: NDArray[np.int8],
+    row_weights: F64,
+    positive: F64,
+    negative: F64,
+    hidden_weight: F64,
+    hidden_bias: F64,
+    weight: F64,
+    bias: F64,
+    l2: float,
+    lanes: F64,
+    hidden: F64,
+    back: F64,
+    block: F64,
+    hidden_weight_gradient: F64,
+    hidden_bias_gradient: F64,
+    weight_gradient: F64,
+    bias_gradient: F64,
+    loss: F64,
+) -> None:
+    """Write loss and gradient of a multi-label head with one hidden ReLU layer.
+
+    Labels and their weights as in `linear_multilabel`, everything else as in `mlp_softmax`.
+    """
+    n = X.shape[0]
+    hidden_weight_gradient[:] = 0.0
+    hidden_bias_gradient[:] = 0.0
+    weight_gradient[:] = 0.0
+    bias_gradient[:] = 0.0
+    total = 0.0
+    for start in range(0, n, ROWS):
+        rows = min(ROWS, n - start)
+        _block_logits(X, start, rows, hidden_weight, hidden_bias, lanes, hidden)
+        _relu(hidden, rows)
+        _block_logits(hidden, 0, rows, weight, bias, lanes, block)
+        for r in range(rows):
+            total += _multilabel_residual(
+                block[r], labels[start + r], row_weights[start + r], positive, negative
+            )
+        _back(block, rows, weight, hidden, back)
+        _add_gradient(hidden, 0, rows, block, weight_gradient, bias_gradient)
+        _add_gradient(X, start, rows, back, hidden_weight_gradient, hidden_bias_gradient)
+    total += _penalise(hidden_weight, l2, hidden_weight_gradient)
+    loss[0] = total + _penalise(weight, l2, weight_gradient)
+
+
+@kernel
+def lbfgs_direction(
+    steps: F64,
+    changes: F64,
+    curvatures: F64,
+    count: int,
+    newest: int,
+    gradient: F64,
+    alphas: F64,
+    lanes: F64,
+    out: F64,
+) -> None:
+    """Write the L-BFGS descent direction, Nocedal and Wright 2006, algorithm 7.4.
+
+    Parameters
+    ----------
+    steps, changes : float64 (m, p)
+        Ring buffers of parameter steps s and gradient changes y.
+    curvatures : float64 (m,)
+        The products s'y, all positive.
+    count, newest : int
+        Pairs stored (at most m) and the ring position of the last one.
+    gradient : float64 (p,)
+        Gradient at the present point.
+    alphas, lanes : float64 (m,), (LANES,)
+        Work space.
+    out : float64 (p,)
+        Filled with minus the approximate inverse Hessian times the gradient.
+    """
+    m, p = steps.shape
+    for j in range(p):
+        out[j] = -gradient[j]
+    if count == 0:
+        return
+    for back in range(count):
+        slot = (newest - back) % m
+        alpha = _dot(steps[slot], out, lanes) / curvatures[slot]
+        alphas[slot] = alpha
+        for j in range(p):
+            out[j] -= alpha * changes[slot, j]
+    # Equation 7.20: the newest pair scales the initial inverse Hessian.
+    scale = curvatures[newest] / _dot(changes[newest], changes[newest], lanes)
+    for j in range(p):
+        out[j] *= scale
+    for back in range(count - 1, -1, -1):
+        slot = (newest - back) % m
+        beta = _dot(changes[slot], out, lanes) / curvatures[slot]
+        for j in range(p):
+            out[j] += (alphas[slot] - beta) * steps[slot, j]
+
+
+@kernel
+def adam_step(
+    parameters: F64,
+    gradient: F64,
+    first: F64,
+    second: F64,
+    step: int,
+    rate: float,
+) -> None:
+    """Move parameters (p,) by one step of Adam, Kingma and Ba 2015, algorithm 1.
+
+    Decays 0.9 and 0.999 and epsilon 1e-8 are the paper's; first and second are the moment
+    estimates, updated in place; step counts from 1.
+    """
+    first_bias = 1.0 - 0.9**step
+    second_bias = 1.0 - 0.999**step
+    for j in range(parameters.shape[0]):
+        first[j] = 0.9 * first[j] + 0.1 * gradient[j]
+        second[j] = 0.999 * second[j] + 0.001 * gradient[j] * gradient[j]
+        parameters[j] -= rate * (first[j] / first_bias) / (np.sqrt(second[j] / second_bias) + 1e-8)

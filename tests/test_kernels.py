@@ -1,0 +1,341 @@
+"""Kernels of heads and of the bootstrap: against the oracle, compiled and as plain Python."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import naive
+import numpy as np
+import pytest
+
+from engine import kernels
+from engine.kernels import bootstrap, heads
+
+
+def _linear(n, d, k, seed=0):
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(n, d)).astype(np.float32)
+    return X, rng.normal(size=(k, d)), rng.normal(size=k), rng
+
+
+SHAPES = [(1, 1, 1), (4, 64, 2), (5, 65, 3), (7, 130, 4), (3, 10, 2)]
+
+
+@pytest.mark.parametrize("size", [0, 1, 63, 64, 200])
+def test_dot(size):
+    rng = np.random.default_rng(size)
+    a, b = rng.normal(size=size), rng.normal(size=size)
+    out = np.empty(1)
+    heads.dot(a, b, np.empty(heads.LANES), out)
+    np.testing.assert_allclose(out[0], a @ b, rtol=1e-12, atol=1e-14)
+
+
+def test_moments_and_standardise():
+    X = np.random.default_rng(0).normal(1000, 3, (9, 5)).astype(np.float32)
+    X[:, 2] = 0.1
+    mean, deviation = np.empty(5), np.empty(5)
+    heads.moments(X, mean, deviation)
+    np.testing.assert_allclose(mean, X.astype(float).mean(0), rtol=1e-14)
+    np.testing.assert_allclose(deviation, X.astype(float).std(0), rtol=1e-9)
+    assert deviation[2] == 0.0
+    scale = np.where(deviation > 0, deviation, 1).astype(np.float32)
+    expected = (X.astype(float) - mean.astype(np.float32)) / scale
+    heads.standardise(X, mean.astype(np.float32), scale, X)
+    np.testing.assert_allclose(X, expected, rtol=1e-6, atol=1e-7)
+
+
+def test_moments_of_a_single_row():
+    mean, deviation = np.empty(2), np.empty(2)
+    heads.moments(np.array([[3, -4]], np.float32), mean, deviation)
+    assert mean.tolist() == [3, -4]
+    assert deviation.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(("n", "d", "k"), SHAPES)
+def test_logits(n, d, k):
+    X, weight, bias, _ = _linear(n, d, k)
+    X.flags.writeable = False
+    out = np.empty((n, k))
+    heads.logits(X, weight, bias, np.empty(heads.LANES), out)
+    np.testing.assert_allclose(out, naive.logits(X, weight, bias), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("n", "d", "k"), SHAPES)
+def test_mlp_logits(n, d, k):
+    X, hidden_weight, hidden_bias, rng = _linear(n, d, 6)
+    weight, bias = rng.normal(size=(k, 6)), rng.normal(size=k)
+    out = np.empty((n, k))
+    lanes, hidden = np.empty(heads.LANES), np.empty((heads.ROWS, 6))
+    heads.mlp_logits(X, hidden_weight, hidden_bias, weight, bias, lanes, hidden, out)
+    expected = naive.mlp_logits(X, hidden_weight, hidden_bias, weight, bias)
+    np.testing.assert_allclose(out, expected, rtol=1e-10, atol=1e-12)
+
+
+LOGITS = {
+    "plain": [[1.0, 2.0, -1.0], [0.0, 0.5, 0.25]],
+    "identical": [[3.0, 3.0, 3.0]],
+    "huge": [[1000.0, -1000.0, 999.0], [-1e300, 1e300, 0.0]],
+    "one class": [[5.0], [-800.0]],
+}
+
+
+@pytest.mark.parametrize("edge", LOGITS)
+def test_probabilities_are_stable(edge):
+    z = np.array(LOGITS[edge])
+    soft, single = z.copy(), z.copy()
+    heads.softmax(soft)
+    heads.sigmoid(single)
+    np.testing.assert_allclose(soft, naive.softmax(z), rtol=1e-13, atol=1e-300)
+    np.testing.assert_allclose(single, naive.sigmoid(z), rtol=1e-13, atol=1e-16)
+    np.testing.assert_allclose(soft.sum(axis=1), 1, rtol=1e-14)
+
+
+@pytest.mark.parametrize("row", [[np.nan, 0.0], [0.0, np.nan]])
+def test_a_nan_logit_never_becomes_a_probability(row):
+    z = np.array([row])
+    heads.softmax(z)
+    assert np.isnan(z).all()
+    z = np.array([row])
+    heads.sigmoid(z)
+    assert np.isnan(z).tolist() == [np.isnan(row).tolist()]
+
+
+def _numerical_gradient(function, point):
+    gradient = np.empty_like(point)
+    for index in np.ndindex(point.shape):
+        step = np.zeros_like(point)
+        step[index] = 1e-5
+        gradient[index] = (function(point + step) - function(point - step)) / 2e-5
+    return gradient
+
+
+def _multilabels(rng, n, k):
+    return rng.choice(np.array([1, 0, -1, -2], np.int8), (n, k), p=[0.4, 0.4, 0.1, 0.1])
+
+
+@pytest.mark.parametrize("task", ["softmax", "multilabel"])
+@pytest.mark.parametrize(("n", "d", "k"), [(1, 1, 2), (4, 3, 2), (7, 66, 3)])
+def test_linear_loss_and_gradient(task, n, d, k):
+    X, weight, bias, rng = _linear(n, d, k, seed=3)
+    row_weights, l2 = rng.uniform(0.1, 1, n), 0.3
+    positive, negative = rng.uniform(0.5, 2, k), rng.uniform(0.5, 2, k)
+    labels = rng.integers(0, k, n) if task == "softmax" else _multilabels(rng, n, k)
+
+    def expected(weight, bias):
+        z = naive.logits(X, weight, bias)
+        if task == "softmax":
+            data = naive.softmax_loss(z, labels, row_weights)
+        else:
+            rows = row_weights[:, None]
+            data = naive.multilabel_loss(z, labels, positive * rows, negative * rows)
+        return data + 0.5 * l2 * (weight**2).sum()
+
+    gradients = np.full((k, d), np.nan), np.full(k, np.nan)
+    loss = np.empty(1)
+    work = np.empty(heads.LANES), np.empty((heads.ROWS, k))
+    if task == "softmax":
+        arguments = (X, labels, row_weights, weight, bias, l2, *work, *gradients, loss)
+        heads.linear_softmax(*arguments)
+    else:
+        data = (X, labels, row_weights, positive, negative)
+        heads.linear_multilabel(*data, weight, bias, l2, *work, *gradients, loss)
+    np.testing.assert_allclose(loss[0], expected(weight, bias), rtol=1e-12)
+    numerical = _numerical_gradient(lambda w: expected(w, bias), weight)
+    np.testing.assert_allclose(gradients[0], numerical, rtol=1e-6, atol=1e-8)
+    numerical = _numerical_gradient(lambda b: expected(weight, b), bias)
+    np.testing.assert_allclose(gradients[1], numerical, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("task", ["softmax", "multilabel"])
+@pytest.mark.parametrize(("n", "d", "k", "h"), [(1, 2, 2, 1), (6, 5, 3, 4)])
+def test_mlp_loss_and_gradient(task, n, d, k, h):
+    X, first, first_bias, rng = _linear(n, d, h, seed=5)
+    parameters = [first, first_bias, rng.normal(size=(k, h)), rng.normal(size=k)]
+    row_weights, l2 = rng.uniform(0.1, 1, n), 0.2
+    positive, negative = rng.uniform(0.5, 2, k), rng.uniform(0.5, 2, k)
+    labels = rng.integers(0, k, n) if task == "softmax" else _multilabels(rng, n, k)
+
+    def expected(parameters):
+        z = naive.mlp_logits(X, *parameters)
+        if task == "softmax":
+            data = naive.softmax_loss(z, labels, row_weights)
+        else:
+            rows = row_weights[:, None]
+            data = naive.multilabel_loss(z, labels, positive * rows, negative * rows)
+        return data + 0.5 * l2 * ((parameters[0] ** 2).sum() + (parameters[2] ** 2).sum())
+
+    gradients = [np.full_like(parameter, np.nan) for parameter in parameters]
+    loss = np.empty(1)
+    hidden, back, block = np.empty((4, h)), np.empty((4, h)), np.empty((4, k))
+    tail = (*parameters, l2, np.empty(heads.LANES), hidden, back, block, *gradients, loss)
+    if task == "softmax":
+        heads.mlp_softmax(X, labels, row_weights, *tail)
+    else:
+        heads.mlp_multilabel(X, labels, row_weights, positive, negative, *tail)
+    np.testing.assert_allclose(loss[0], expected(parameters), rtol=1e-12)
+    for number, parameter in enumerate(parameters):
+
+        def moved(value, number=number):
+            return expected([*parameters[:number], value, *parameters[number + 1 :]])
+
+        numerical = _numerical_gradient(moved, parameter)
+        np.testing.assert_allclose(gradients[number], numerical, rtol=1e-5, atol=1e-7)
+
+
+def test_the_loss_of_huge_logits_is_finite():
+    X = np.array([[1.0]], np.float32)
+    weight, bias = np.array([[1e4], [-1e4]]), np.zeros(2)
+    loss, gradients = np.empty(1), (np.empty((2, 1)), np.empty(2))
+    work = np.empty(heads.LANES), np.empty((heads.ROWS, 2))
+    heads.linear_softmax(X, np.array([1]), np.ones(1), weight, bias, 0.0, *work, *gradients, loss)
+    assert loss[0] == 2e4
+    assert gradients[1].tolist() == [1.0, -1.0]
+    labels = np.array([[0, 1]], np.int8)
+    ones = np.ones(2)
+    data = (X, labels, np.ones(1), ones, ones)
+    heads.linear_multilabel(*data, weight, bias, 0.0, *work, *gradients, loss)
+    assert loss[0] == 2e4
+    assert gradients[1].tolist() == [1.0, -1.0]
+
+
+def test_the_lbfgs_direction_is_the_inverse_hessian_of_bfgs():
+    rng = np.random.default_rng(8)
+    p, m, pairs = 6, 3, 5
+    root = rng.normal(size=(p, p))
+    hessian = root @ root.T + np.eye(p)
+    steps, changes, curvatures = np.zeros((m, p)), np.zeros((m, p)), np.zeros(m)
+    for number in range(pairs):
+        steps[number % m] = rng.normal(size=p)
+        changes[number % m] = hessian @ steps[number % m]
+        curvatures[number % m] = steps[number % m] @ changes[number % m]
+    newest = (pairs - 1) % m
+    # The textbook matrix recursion, oldest pair first (Nocedal and Wright, equation 7.16).
+    inverse = np.eye(p) * curvatures[newest] / (changes[newest] @ changes[newest])
+    for number in range(pairs - m, pairs):
+        s, y, sy = steps[number % m], changes[number % m], curvatures[number % m]
+        left = np.eye(p) - np.outer(s, y) / sy
+        inverse = left @ inverse @ left.T + np.outer(s, s) / sy
+    gradient, out = rng.normal(size=p), np.empty(p)
+    work = np.empty(m), np.empty(heads.LANES)
+    heads.lbfgs_direction(steps, changes, curvatures, m, newest, gradient, *work, out)
+    np.testing.assert_allclose(out, -inverse @ gradient, rtol=1e-9)
+    heads.lbfgs_direction(steps, changes, curvatures, 0, 0, gradient, *work, out)
+    assert np.array_equal(out, -gradient)
+
+
+def test_adam_takes_the_papers_first_step():
+    parameters, first, second = np.array([1.0, 2.0, 3.0]), np.zeros(3), np.zeros(3)
+    heads.adam_step(parameters, np.array([5.0, -0.01, 0.0]), first, second, 1, 0.1)
+    # After bias correction the first step has the size of the rate, whatever the gradient's.
+    np.testing.assert_allclose(parameters, [0.9, 2.1, 3.0], rtol=1e-6)
+    heads.adam_step(parameters, np.array([5.0, -0.01, 0.0]), first, second, 2, 0.1)
+    np.testing.assert_allclose(parameters, [0.8, 2.2, 3.0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_bootstrap_auroc_equals_repeated_rows(seed):
+    rng = np.random.default_rng(seed)
+    n, k, groups, draws = 40, 3, 12, 6
+    scores = rng.integers(0, 6, (n, k)).astype(float)
+    truth = rng.choice(np.array([1, 0, -1], np.int8), (n, k))
+    group = rng.integers(0, groups, n)
+    multiplicity = rng.integers(0, 3, (draws, groups)).astype(np.int32)
+    multiplicity[0] = 0
+    order = np.argsort(scores, axis=0, kind="stable").T.copy()
+    tie_end = np.ones((k, n), np.uint8)
+    for c in range(k):
+        tie_end[c, :-1] = np.diff(scores[order[c], c]) != 0
+    out = np.empty((draws, k))
+    bootstrap.bootstrap_auroc(multiplicity, group, order, tie_end, truth, out)
+    for draw in range(draws):
+        rows = np.repeat(np.arange(n), multiplicity[draw, group])
+        for c in range(k):
+            used = rows[truth[rows, c] >= 0]
+            expected = naive.auroc(scores[used, c], truth[used, c] == 1)
+            if expected is None:
+                assert np.isnan(out[draw, c])
+            else:
+                assert out[draw, c] == pytest.approx(expected, rel=1e-12)
+
+
+def test_bootstrap_rates_are_sums_over_repeated_rows():
+    multiplicity = np.array([[1, 2], [0, 3]], np.int32)
+    sums, weights = np.full((2, 2), np.nan), np.full((2, 2), np.nan)
+    bootstrap.bootstrap_rates(
+        multiplicity,
+        np.array([0, 1, 1]),
+        np.array([0, 0, 1]),
+        np.array([1.0, 0.5, 4.0]),
+        np.array([1.0, 1.0, 2.0]),
+        sums,
+        weights,
+    )
+    assert sums.tolist() == [[2.0, 8.0], [1.5, 12.0]]
+    assert weights.tolist() == [[3.0, 4.0], [3.0, 6.0]]
+
+
+def _run(code, **environment):
+    root = Path(__file__).parents[1]
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(root), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+USE = """
+import numpy as np
+from engine.kernels import cache_folder, heads
+z = np.zeros((1, 2)); heads.softmax(z); assert z.tolist() == [[0.5, 0.5]]
+print(cache_folder())
+"""
+
+
+def test_compiled_kernels_go_to_the_users_cache_folder(tmp_path):
+    done = _run(USE, NUMBA_CACHE_DIR="", XDG_CACHE_HOME=str(tmp_path), LOCALAPPDATA=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(tmp_path / "hilum" / "numba")
+    if os.environ.get("NUMBA_DISABLE_JIT") != "1":
+        assert list((tmp_path / "hilum" / "numba").rglob("*.nbi"))
+
+
+@pytest.mark.parametrize("variable", ["NUMBA_CACHE_DIR", "XDG_CACHE_HOME"])
+def test_kernels_work_without_a_cache_folder(tmp_path, variable):
+    # A file where the folder should be: no user can create it, root included.
+    (tmp_path / "file").touch()
+    paths = {"NUMBA_CACHE_DIR": "", "LOCALAPPDATA": str(tmp_path / "file")}
+    done = _run(USE, **{**paths, variable: str(tmp_path / "file")})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "None"
+
+
+def test_importing_the_package_does_not_import_numba():
+    done = _run("import sys, engine.kernels, engine.pooling\nassert 'numba' not in sys.modules")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_relative_cache_home_is_ignored(monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    folder = kernels._user_cache_folder()
+    assert folder is None or folder.is_absolute()
+
+
+@pytest.mark.skipif(os.environ.get("NUMBA_DISABLE_JIT") == "1", reason="this is the second run")
+def test_everything_again_as_plain_python():
+    """Out-of-bounds reads are silent in compiled kernels; as Python they are an IndexError."""
+    here = Path(__file__)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(here),
+         str(here.with_name("test_pooling.py"))],
+        env={**os.environ, "NUMBA_DISABLE_JIT": "1"},
+        cwd=here.parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:]
