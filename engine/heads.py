@@ -1,0 +1,477 @@
+"""What a trained head is: weights on named feature blocks, with everything needed to use them.
+
+Weights are stored as float32 and applied with float64 sums, before saving as after loading, so a
+head answers with the same bits on both sides of a file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.errors import HeadFileError, MismatchError
+from engine.metrics import decide
+from engine.pooling import Block, blocks_from_notes, blocks_to_notes, feature_width
+from formats import canonical_json, preprocessing_digest, read_head, write_head
+
+__all__ = ["KINDS", "TASKS", "Head", "load_head"]
+
+KINDS = ("linear", "mlp")
+TASKS = ("softmax", "multilabel")
+_FORMAT = "hilum-head"
+_VERSION = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """A classifier on feature vectors of one backbone and one preprocessing.
+
+    Attributes
+    ----------
+    name : str
+        Name in predictions; unique among heads that are used together.
+    kind : {"linear", "mlp"}
+        Without or with one hidden layer of rectified units.
+    task : {"softmax", "multilabel"}
+        One class of k, or each of k labels on its own.
+    classes : tuple of str
+        The k names.
+    weights : dict of str to float32 array
+        ``weight`` (k, d), ``bias`` (k,); with a hidden layer ``weight`` is (k, h) and there are
+        ``hidden.weight`` (h, d) and ``hidden.bias`` (h,).
+    mean, scale : float32 (d,)
+        Standardisation of the training rows; scale is positive.
+    temperature : float
+        Logits are divided by it before they become probabilities.
+    thresholds : tuple of float
+        One per class, or empty; see `engine.metrics.decide`.
+    backbone, backbone_digest : str
+        Name and SHA-256 of the backbone.
+    preprocessing, preprocessing_digest : dict, str
+        What was done to the pictures, and its SHA-256.
+    blocks : tuple of Block
+        Layout of the feature vector the weights expect.
+    training : dict
+        Rows, patients, classes, sources, ages, seed, settings and notes of the training.
+    metrics : dict
+        As `engine.metrics.Evaluation.to_json`, with the protocol they were found by.
+    about : dict
+        Title, attribution, licence and the like of the data it learned from.
+    """
+
+    name: str
+    kind: str
+    task: str
+    classes: tuple[str, ...]
+    weights: dict[str, NDArray[np.float32]] = field(repr=False)
+    mean: NDArray[np.float32] = field(repr=False)
+    scale: NDArray[np.float32] = field(repr=False)
+    temperature: float
+    thresholds: tuple[float, ...]
+    backbone: str
+    backbone_digest: str
+    preprocessing: dict[str, Any] = field(repr=False)
+    preprocessing_digest: str
+    blocks: tuple[Block, ...] = field(repr=False)
+    training: dict[str, Any] = field(repr=False)
+    metrics: dict[str, Any] = field(repr=False)
+    about: dict[str, Any] = field(repr=False)
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether each label is decided on its own."""
+        return self.task == "multilabel"
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over metadata and weights: 64 hexadecimal digits, the same after a save."""
+        tensors, metadata = self._stored()
+        digest = hashlib.sha256(canonical_json(metadata))
+        for name in sorted(tensors):
+            digest.update(f"\n{name} {tensors[name].shape}\n".encode())
+            digest.update(np.ascontiguousarray(tensors[name], "<f4").tobytes())
+        return digest.hexdigest()
+
+    def logits(self, X: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Return logits before temperature.
+
+        Parameters
+        ----------
+        X : float32 (n, d)
+            Feature vectors, not standardised.
+
+        Returns
+        -------
+        float64 (n, k)
+            Logits.
+
+        Raises
+        ------
+        MismatchError
+            X has another width.
+        """
+        from engine.kernels.heads import standardise
+
+        X = np.asarray(X, np.float32)
+        if X.ndim != 2 or X.shape[1] != len(self.mean):
+            raise MismatchError(
+                f"head {self.name!r} takes features (n, {len(self.mean)}), found {X.shape}; "
+                "extract them with the head's taps and poolings"
+            )
+        standard = np.empty(X.shape, np.float32)
+        standardise(X, self.mean, self.scale, standard)
+        return network_logits(standard, self.weights)
+
+    def probabilities(self, X: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Return calibrated probabilities.
+
+        Parameters
+        ----------
+        X : float32 (n, d)
+            Feature vectors, not standardised.
+
+        Returns
+        -------
+        float64 (n, k)
+            Rows sum to 1 for softmax.
+        """
+        return to_probabilities(self.logits(X), self.temperature, multilabel=self.multilabel)
+
+    def answer(self, probabilities: NDArray[np.float64]) -> dict[str, Any]:
+        """Put the probabilities of one image into the words of ``engine.predict``.
+
+        Parameters
+        ----------
+        probabilities : float64 (k,)
+            One row of `probabilities`.
+
+        Returns
+        -------
+        dict
+            ``label``: the decided class, or the list of labels present; ``probabilities``: by
+            class; ``threshold``: of the second class for two classes, None for more (the most
+            probable class is decided), by class for multi-label.
+        """
+        decision = decide(probabilities[None, :], self.thresholds, multilabel=self.multilabel)[0]
+        threshold: float | dict[str, float] | None = None
+        label: str | list[str]
+        if self.multilabel:
+            label = [name for name, present in zip(self.classes, decision, strict=True) if present]
+            limits = self.thresholds or (0.5,) * len(self.classes)
+            threshold = dict(zip(self.classes, limits, strict=True))
+        else:
+            label = self.classes[int(decision)]
+            if len(self.classes) == 2:
+                threshold = self.thresholds[1] if self.thresholds else 0.5
+        return {
+            "label": label,
+            "probabilities": {
+                name: float(value) for name, value in zip(self.classes, probabilities, strict=True)
+            },
+            "threshold": threshold,
+        }
+
+    def notice(self) -> str:
+        """Say in one sentence what the head learned from, and its terms of use.
+
+        Returns
+        -------
+        str
+            Empty if neither is known.
+        """
+        facts = self.training
+        parts = []
+        if facts.get("n_rows"):
+            people = f"learned from {facts['n_rows']} images of {facts.get('n_groups')} patients"
+            ages = facts.get("age_range_years")
+            parts.append(people + (f" aged {ages[0]} to {ages[1]} years" if ages else ""))
+        parts += [str(self.about[key]) for key in ("title", "terms") if self.about.get(key)]
+        return "; ".join(parts)
+
+    def select(self, features: NDArray[np.float32], blocks: Sequence[Block]) -> NDArray[np.float32]:
+        """Pick the columns this head expects out of a wider feature vector.
+
+        Several heads can thus share one backbone pass.
+
+        Parameters
+        ----------
+        features : float32 (n, D)
+            Feature vectors.
+        blocks : sequence of Block
+            Their layout.
+
+        Returns
+        -------
+        float32 (n, d)
+            In this head's layout; `features` itself if the layouts are the same.
+
+        Raises
+        ------
+        MismatchError
+            A block is missing or has another width.
+        """
+        if tuple(blocks) == self.blocks and features.shape[1] == len(self.mean):
+            return features
+        given = {(block.tap, block.pooling): block for block in blocks}
+        picked = np.zeros((len(features), len(self.mean)), np.float32)
+        for block in self.blocks:
+            source = given.get((block.tap, block.pooling))
+            if source is None or source.width != block.width:
+                found = ", ".join(f"{other.name} ({other.width})" for other in blocks)
+                raise MismatchError(
+                    f"head {self.name!r} needs feature block {block.name} of width {block.width}; "
+                    f"found: {found or 'none'}; extract with the taps and poolings of the head"
+                )
+            columns = features[:, source.offset : source.offset + source.width]
+            picked[:, block.offset : block.offset + block.width] = columns
+        return picked
+
+    def _stored(self) -> tuple[dict[str, NDArray[np.float32]], dict[str, Any]]:
+        """Return tensors and metadata of the file."""
+        tensors = {**self.weights, "mean": self.mean, "scale": self.scale}
+        metadata = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "name": self.name,
+            "kind": self.kind,
+            "task": self.task,
+            "classes": list(self.classes),
+            "temperature": self.temperature,
+            "thresholds": list(self.thresholds),
+            "backbone": self.backbone,
+            "backbone_digest": self.backbone_digest,
+            "preprocessing": self.preprocessing,
+            "preprocessing_digest": self.preprocessing_digest,
+            "blocks": blocks_to_notes(self.blocks),
+            "training": self.training,
+            "metrics": self.metrics,
+            "about": self.about,
+        }
+        return tensors, metadata
+
+    def save(self, path: str | PathLike[str]) -> Path:
+        """Write the head, whole or not at all.
+
+        Parameters
+        ----------
+        path : str or PathLike
+            Usually ``*.safetensors``.
+
+        Returns
+        -------
+        Path
+            `path`.
+
+        Raises
+        ------
+        HeadFileError
+            The file cannot be written.
+        """
+        tensors, metadata = self._stored()
+        return write_head(path, tensors, metadata)
+
+
+def network_logits(
+    standard: NDArray[np.float32], weights: Mapping[str, NDArray[Any]]
+) -> NDArray[np.float64]:
+    """Apply a network's weights to standardised features.
+
+    Parameters
+    ----------
+    standard : float32 (n, d)
+        Standardised features.
+    weights : mapping of str to float array
+        As in `Head`.
+
+    Returns
+    -------
+    float64 (n, k)
+        Logits.
+    """
+    from engine.kernels import heads as kernels
+
+    wide = {name: np.ascontiguousarray(array, np.float64) for name, array in weights.items()}
+    weight, bias = wide["weight"], wide["bias"]
+    out = np.empty((len(standard), len(bias)))
+    lanes = np.empty(kernels.LANES)
+    if "hidden.weight" not in wide:
+        kernels.logits(standard, weight, bias, lanes, out)
+    else:
+        hidden = np.empty((kernels.ROWS, len(wide["hidden.bias"])))
+        first = wide["hidden.weight"], wide["hidden.bias"]
+        kernels.mlp_logits(standard, *first, weight, bias, lanes, hidden, out)
+    return out
+
+
+def to_probabilities(
+    logits: NDArray[np.float64], temperature: float, *, multilabel: bool
+) -> NDArray[np.float64]:
+    """Turn logits into probabilities.
+
+    Parameters
+    ----------
+    logits : float64 (n, k)
+        Left as they are.
+    temperature : float
+        Divides the logits.
+    multilabel : bool
+        Sigmoid of each instead of softmax over all.
+
+    Returns
+    -------
+    float64 (n, k)
+        Probabilities.
+    """
+    from engine.kernels import heads as kernels
+
+    z = logits / temperature
+    if multilabel:
+        kernels.sigmoid(z)
+    else:
+        kernels.softmax(z)
+    return z
+
+
+_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "name": str,
+    "kind": str,
+    "task": str,
+    "classes": list,
+    "temperature": (int, float),
+    "thresholds": list,
+    "backbone": str,
+    "backbone_digest": str,
+    "preprocessing": dict,
+    "preprocessing_digest": str,
+    "blocks": list,
+    "training": dict,
+    "metrics": dict,
+    "about": dict,
+}
+
+
+def load_head(path: str | PathLike[str]) -> Head:
+    """Read a head and check that its parts fit together.
+
+    Parameters
+    ----------
+    path : str or PathLike
+        A file written by `Head.save` or ``python -m engine.train``.
+
+    Returns
+    -------
+    Head
+        Ready to use.
+
+    Raises
+    ------
+    HeadFileError
+        Not a head, of a later version, or damaged; the message names the file and the part.
+    """
+    tensors, metadata = read_head(path)
+    cure = "train the head again"
+    if metadata.get("format") != _FORMAT:
+        raise HeadFileError(
+            path, f"format is {metadata.get('format')!r}, expected {_FORMAT!r}; {cure}"
+        )
+    if metadata.get("version") != _VERSION:
+        raise HeadFileError(
+            path,
+            f"head version {metadata.get('version')!r}, this release reads {_VERSION}; "
+            "update Hilum or train the head again",
+        )
+    for key, kind in _FIELDS.items():
+        value = metadata.get(key)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise HeadFileError(
+                path, f"metadata {key!r} is {type(value).__name__} or missing; {cure}"
+            )
+    if metadata["kind"] not in KINDS or metadata["task"] not in TASKS:
+        raise HeadFileError(
+            path,
+            f"kind {metadata['kind']!r} and task {metadata['task']!r}; expected one of "
+            f"{', '.join(KINDS)} and one of {', '.join(TASKS)}; update Hilum or {cure}",
+        )
+    try:
+        blocks = blocks_from_notes(metadata["blocks"])
+    except MismatchError as error:
+        raise HeadFileError(path, str(error)) from error
+    classes = tuple(metadata["classes"])
+    if not all(isinstance(name, str) for name in classes) or len(set(classes)) != len(classes):
+        raise HeadFileError(path, f"classes {classes!r} are not distinct names; {cure}")
+    _check_tensors(path, tensors, metadata["kind"], len(classes), feature_width(blocks))
+    numbers = [metadata["temperature"], *metadata["thresholds"]]
+    plain = all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in numbers)
+    if not plain or not all(math.isfinite(x) for x in numbers) or numbers[0] <= 0:
+        raise HeadFileError(path, f"temperature and thresholds are {numbers!r}; {cure}")
+    if len(metadata["thresholds"]) not in (0, len(classes)):
+        raise HeadFileError(
+            path,
+            f"{len(metadata['thresholds'])} thresholds for {len(classes)} classes; expected one "
+            f"each or none; {cure}",
+        )
+    digest = preprocessing_digest(metadata["preprocessing"])
+    if digest != metadata["preprocessing_digest"]:
+        raise HeadFileError(
+            path,
+            f"the preprocessing's digest is {digest[:12]}, the file says "
+            f"{metadata['preprocessing_digest'][:12]}; the file was edited: {cure}",
+        )
+    return Head(
+        name=metadata["name"],
+        kind=metadata["kind"],
+        task=metadata["task"],
+        classes=classes,
+        weights={key: tensor for key, tensor in tensors.items() if key not in ("mean", "scale")},
+        mean=tensors["mean"],
+        scale=tensors["scale"],
+        temperature=float(metadata["temperature"]),
+        thresholds=tuple(float(value) for value in metadata["thresholds"]),
+        backbone=metadata["backbone"],
+        backbone_digest=metadata["backbone_digest"],
+        preprocessing=metadata["preprocessing"],
+        preprocessing_digest=metadata["preprocessing_digest"],
+        blocks=blocks,
+        training=metadata["training"],
+        metrics=metadata["metrics"],
+        about=metadata["about"],
+    )
+
+
+def _check_tensors(
+    path: str | PathLike[str], tensors: Mapping[str, NDArray[Any]], kind: str, k: int, d: int
+) -> None:
+    """Refuse tensors that are missing, left over, of the wrong shape or not finite."""
+    expected: dict[str, tuple[int, ...]] = {"mean": (d,), "scale": (d,), "bias": (k,)}
+    if kind == "linear":
+        expected["weight"] = (k, d)
+    else:
+        hidden = tensors.get("hidden.bias")
+        h = 0 if hidden is None or hidden.ndim != 1 else len(hidden)
+        expected.update({"hidden.weight": (h, d), "hidden.bias": (h,), "weight": (k, h)})
+    if set(tensors) != set(expected):
+        raise HeadFileError(
+            path,
+            f"tensors {', '.join(sorted(tensors))}; expected {', '.join(sorted(expected))}; "
+            "train the head again",
+        )
+    for name, shape in expected.items():
+        tensor = tensors[name]
+        if tensor.shape != shape or tensor.dtype != np.float32 or not np.isfinite(tensor).all():
+            raise HeadFileError(
+                path,
+                f"tensor {name!r} is {tensor.dtype} {tensor.shape}; expected finite float32 "
+                f"{shape}; train the head again",
+            )
+    if not (tensors["scale"] > 0).all():
+        raise HeadFileError(
+            path, "tensor 'scale' has values that are not positive; train the head again"
+        )
