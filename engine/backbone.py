@@ -1,0 +1,500 @@
+"""The embedded networks: what they are, whether they are intact, and how they run on this CPU.
+
+The only module of the engine that imports OpenVINO, and it does so when a backbone is loaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import queue
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.errors import BackboneError
+
+__all__ = ["Backbone", "Tap", "list_backbones", "load_backbone"]
+
+MODELS_DIR = Path(__file__).with_name("models")
+DEFAULT_BACKBONE = "efficientnet-lite0"
+MAX_DEFAULT_STREAMS = 8
+"""Each stream holds its own copy of the activations (a few MiB); beyond eight, memory and not
+the network limits a PC."""
+
+CACHE_MAGIC = b"hilum-blob-1\n"
+ISA_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "OV_CPU_MAX_ISA")
+
+
+@dataclass(frozen=True)
+class Tap:
+    """One place in the network whose feature map comes out.
+
+    Attributes
+    ----------
+    name : str
+        ``"block4"``, ``"final"``, …
+    channels, height, width : int
+        Shape of the feature map of one picture.
+    stride : int
+        Input pixels for one step in the feature map.
+    """
+
+    name: str
+    channels: int
+    height: int
+    width: int
+    stride: int
+
+
+def list_backbones() -> tuple[str, ...]:
+    """Name the backbones of this installation.
+
+    Returns
+    -------
+    tuple of str
+        Sorted; the default is ``"efficientnet-lite0"``.
+    """
+    return tuple(sorted(path.stem for path in MODELS_DIR.glob("*.json")))
+
+
+def load_backbone(
+    name: str = DEFAULT_BACKBONE,
+    *,
+    streams: int | None = None,
+    taps: Sequence[str] | None = None,
+    cache_dir: str | Path | None = None,
+) -> Backbone:
+    """Load an embedded backbone, checked against its card, and compile it for this CPU.
+
+    Parameters
+    ----------
+    name : str, default "efficientnet-lite0"
+        One of :func:`list_backbones`.
+    streams : int, optional
+        How many pictures may run at once, each on one thread. Default: the CPUs this process
+        may use, at most 8.
+    taps : sequence of str, optional
+        The feature maps wanted; the network stops after the last of them. Default: all.
+    cache_dir : str or Path, optional
+        Folder for the compiled network, which makes the next start faster. Default: ``hilum`` in
+        the user's cache folder; the empty string keeps nothing. A folder that cannot be
+        written is not an error.
+
+    Returns
+    -------
+    Backbone
+
+    Raises
+    ------
+    BackboneError
+        Unknown name or tap, missing or altered file, OpenVINO missing or refusing this CPU.
+    """
+    if name not in list_backbones():
+        raise BackboneError(
+            f"unknown backbone {name!r}; this installation has: {', '.join(list_backbones())}"
+        )
+    n_streams = _usable_cpus() if streams is None else streams
+    if n_streams < 1:
+        raise BackboneError(f"streams is {streams}; expected a whole number from 1 on")
+    card, digest = _checked_card(name)
+    wanted = _checked_taps(name, card, taps)
+    # Taps before the last one stay outputs even when nobody wants them: whether a feature map
+    # leaves the network changes what OpenVINO fuses there, and with it the last bits of all that
+    # follows. So the same picture has the same features whatever else was asked for.
+    names = [tap["name"] for tap in card["taps"]]
+    n_outputs = 1 + max(names.index(tap) for tap in wanted)
+    folder = _default_cache_dir() if cache_dir is None else cache_dir
+    compiled = _compile(
+        name, digest, names[:n_outputs], n_streams, Path(folder) if folder else None
+    )
+    return Backbone(card=card, digest=digest, taps=wanted, n_streams=n_streams, compiled=compiled)
+
+
+class Backbone:
+    """A network ready to run; made by :func:`load_backbone`.
+
+    Safe to share between threads: as many calls of :meth:`infer` run at once as there are
+    streams, further ones wait. Usable as a context manager.
+
+    Attributes
+    ----------
+    name : str
+    digest : str
+        SHA-256, in hex, over the SHA-256 of the .xml and that of the .bin file; travels in
+        containers and heads.
+    input_size : tuple of int
+        Height and width of the pictures in pixels.
+    taps : mapping of str to Tap
+        The feature maps :meth:`infer` returns, in the network's order.
+    card : dict
+        The model card.
+    preprocessing : dict
+        Arguments of :class:`engine.images.Preprocessing` the backbone's features were chosen with.
+    default_taps : str
+        Taps and poolings that were measured to serve best, as text for ``--taps``.
+    n_streams : int
+        Pictures that run at once.
+    """
+
+    def __init__(
+        self,
+        *,
+        card: dict[str, Any],
+        digest: str,
+        taps: Sequence[str],
+        n_streams: int,
+        compiled: Any,
+    ) -> None:
+        self.name: str = card["name"]
+        self.digest = digest
+        self.card = card
+        self.input_size: tuple[int, int] = (card["input"]["height"], card["input"]["width"])
+        self.preprocessing: dict[str, Any] = card["preprocessing"]
+        self.default_taps: str = card["default_taps"]
+        self.n_streams = n_streams
+        self.taps: Mapping[str, Tap] = MappingProxyType(
+            {tap["name"]: Tap(**tap) for tap in card["taps"] if tap["name"] in taps}
+        )
+        outputs = [output.get_names() for output in compiled.outputs]
+        self._positions = {
+            tap: next(k for k, names in enumerate(outputs) if tap in names) for tap in self.taps
+        }
+        self._closed = False
+        self._requests: queue.LifoQueue[Any] = queue.LifoQueue()
+        for _ in range(n_streams):
+            self._requests.put(compiled.create_infer_request())
+
+    def __repr__(self) -> str:
+        return (
+            f"Backbone({self.name!r}, input_size={self.input_size}, taps={list(self.taps)}, "
+            f"n_streams={self.n_streams}, digest={self.digest[:12]}…)"
+        )
+
+    def __enter__(self) -> Backbone:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def infer(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+        """Run the network and return the feature maps at the taps.
+
+        Pictures go through one by one, so a picture's features do not depend on the company it
+        comes in, on the number of streams or on the number of threads.
+
+        Parameters
+        ----------
+        images : ndarray of uint8, shape (n, 1, height, width)
+            Preprocessed pictures, larger is brighter.
+
+        Returns
+        -------
+        dict of str to ndarray of float32, shape (n, channels, h, w)
+            One array for each of :attr:`taps`, owned by the caller.
+
+        Raises
+        ------
+        BackboneError
+            Wrong shape or dtype, or a closed backbone.
+        """
+        self._check_images(images)
+        maps = {
+            name: np.empty((len(images), tap.channels, tap.height, tap.width), np.float32)
+            for name, tap in self.taps.items()
+        }
+        with self._request() as request:
+            try:
+                picture = request.get_input_tensor(0).data
+                outputs = {
+                    name: request.get_output_tensor(position)
+                    for name, position in self._positions.items()
+                }
+                for row, image in enumerate(images):
+                    picture[0] = image
+                    request.infer(share_outputs=True)
+                    for name, output in outputs.items():
+                        maps[name][row] = output.data[0]
+            except RuntimeError as error:
+                raise BackboneError(
+                    f"OpenVINO could not run backbone {self.name} ({error}); "
+                    "close other programs if memory is short, or load with fewer streams"
+                ) from error
+        return maps
+
+    def close(self) -> None:
+        """Give the network's memory back; calls already running finish first."""
+        if self._closed:
+            return
+        self._closed = True
+        for _ in range(self.n_streams):
+            self._requests.get()
+        # Whoever still waits for a request finds None and reports the closed backbone.
+        self._requests.put(None)
+
+    @contextlib.contextmanager
+    def _request(self) -> Iterator[Any]:
+        request = self._requests.get()
+        try:
+            if request is None:
+                raise BackboneError(f"backbone {self.name} is closed; load it again")
+            yield request
+        finally:
+            self._requests.put(request)
+
+    def _check_images(self, images: NDArray[np.uint8]) -> None:
+        height, width = self.input_size
+        if not isinstance(images, np.ndarray):
+            raise BackboneError(
+                f"backbone {self.name} was given a {type(images).__name__}, expected a NumPy array "
+                f"of uint8 with shape (n, 1, {height}, {width}); use engine.images.preprocess"
+            )
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (1, height, width):
+            raise BackboneError(
+                f"backbone {self.name} was given {images.dtype} with shape {images.shape}, "
+                f"expected uint8 with shape (n, 1, {height}, {width}); use engine.images.preprocess"
+            )
+
+
+# --- cards and files ----------------------------------------------------------------------------
+
+
+def _checked_card(name: str) -> tuple[dict[str, Any], str]:
+    """Read a card and check the network's files against it; also return the combined digest."""
+    path = MODELS_DIR / f"{name}.json"
+    try:
+        card: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        expected = {kind: str(card["files"][kind]["sha256"]) for kind in ("xml", "bin")}
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise BackboneError(f"{path}: the model card cannot be read ({error}); {_CURE}") from error
+    combined = hashlib.sha256()
+    for kind, sha256 in expected.items():
+        file = MODELS_DIR / f"{name}.{kind}"
+        try:
+            found = hashlib.sha256(file.read_bytes())
+        except OSError as error:
+            raise BackboneError(f"{file}: cannot be read ({error.strerror}); {_CURE}") from error
+        if found.hexdigest() != sha256:
+            raise BackboneError(
+                f"{file}: SHA-256 is {found.hexdigest()}, the model card expects {sha256}: the "
+                f"file was altered or damaged; {_CURE}"
+            )
+        combined.update(found.digest())
+    return card, combined.hexdigest()
+
+
+_CURE = "install hilum again (in a checkout: git checkout -- engine/models)"
+
+
+def _checked_taps(name: str, card: dict[str, Any], taps: Sequence[str] | None) -> tuple[str, ...]:
+    valid = [tap["name"] for tap in card["taps"]]
+    if taps is None:
+        return tuple(valid)
+    wanted = [taps] if isinstance(taps, str) else list(taps)
+    unknown = [tap for tap in wanted if tap not in valid]
+    if unknown or not wanted:
+        found = f"unknown tap {unknown[0]!r}" if unknown else "no tap was asked for"
+        raise BackboneError(f"backbone {name}: {found}; it has: {', '.join(valid)}")
+    return tuple(tap for tap in valid if tap in wanted)
+
+
+# --- OpenVINO -----------------------------------------------------------------------------------
+
+
+_IMPORT_LOCK = threading.Lock()
+
+
+def _import_openvino() -> Any:
+    """Import OpenVINO without its model converter, which the engine never uses.
+
+    The converter and the telemetry behind it take half of the 0.14 s of the import. The package
+    allows for their absence; whoever asks for ``openvino.convert_model`` later still gets it.
+    """
+    converter = "openvino.tools.ovc"
+    with _IMPORT_LOCK:
+        hide = "openvino" not in sys.modules
+        if hide:
+            # None is the documented way to say that a module is not there.
+            sys.modules[converter] = None  # type: ignore[assignment]
+        try:
+            import openvino
+        except ImportError as error:
+            raise BackboneError(
+                f"OpenVINO cannot be imported ({error}); install it with: "
+                "pip install 'openvino>=2025.4'"
+            ) from error
+        finally:
+            if hide:
+                del sys.modules[converter]
+    if not hasattr(openvino, "convert_model"):
+
+        def convert_model(*args: Any, **kwargs: Any) -> Any:
+            from openvino.tools.ovc import convert_model as convert
+
+            return convert(*args, **kwargs)
+
+        openvino.convert_model = convert_model
+    return openvino
+
+
+def _configuration(n_streams: int) -> dict[str, Any]:
+    return {
+        # One thread for each stream: pictures run side by side, and the order of additions in a
+        # picture does not depend on how many threads there are.
+        "PERFORMANCE_HINT": "THROUGHPUT",
+        "NUM_STREAMS": n_streams,
+        "INFERENCE_NUM_THREADS": n_streams,
+        # Several processes (a PACS hook for each study) pinned to one core would wait for each
+        # other while the second core idles.
+        "ENABLE_CPU_PINNING": False,
+        # CPUs with bfloat16 would otherwise compute what is not INT8 with 8 bits of mantissa,
+        # and have features of their own.
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+
+
+def _compile(
+    name: str, digest: str, outputs: Sequence[str], n_streams: int, folder: Path | None
+) -> Any:
+    """Compile the network up to the last of ``outputs``, or take it from the cache."""
+    ov = _import_openvino()
+    configuration = _configuration(n_streams)
+    try:
+        core = ov.Core()
+        cached = None
+        if folder is not None:
+            key = _cache_key(ov, core, digest, outputs, configuration)
+            cached = folder / f"{name}-{key}.blob"
+            blob = _read_blob(cached)
+            if blob is not None:
+                # A blob another build left under our key must not stop a prediction.
+                with contextlib.suppress(RuntimeError):
+                    return core.import_model(blob, "CPU", configuration)
+        model = core.read_model(MODELS_DIR / f"{name}.xml")
+        _truncate(ov, model, outputs)
+        compiled = core.compile_model(model, "CPU", configuration)
+        if cached is not None:
+            _write_blob(cached, compiled)
+        return compiled
+    except RuntimeError as error:
+        lines = str(error).strip().splitlines()
+        raise BackboneError(
+            f"OpenVINO {ov.__version__} cannot run backbone {name} on this CPU "
+            f"({platform.processor() or platform.machine()}): {lines[-1] if lines else error}; "
+            "on a CPU without AVX2 install the last release that supports it: "
+            "pip install openvino==2025.4.1"
+        ) from error
+
+
+def _truncate(ov: Any, model: Any, outputs: Sequence[str]) -> None:
+    """Cut the network off behind the last of ``outputs``.
+
+    The convolution behind the cut stays, as an output nobody reads: whether a feature map goes on
+    into a layer decides how OpenVINO fuses the addition before it, and with it the last bit.
+    """
+    last = None
+    for result in model.get_results():
+        names = result.output(0).get_names() | result.input_value(0).get_names()
+        if outputs[-1] in names:
+            last = result.input_value(0)
+        if not names & set(outputs):
+            model.remove_result(result)
+    pending = list(last.get_target_inputs()) if last is not None else []
+    while pending:
+        node = pending.pop().get_node()
+        if node.get_type_name() == "Convolution":
+            model.add_results([ov.opset13.result(node.output(0))])
+        elif node.get_type_name() != "Result":
+            pending.extend(node.output(0).get_target_inputs())
+
+
+def _usable_cpus() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        count = len(os.sched_getaffinity(0))
+    else:  # Windows, macOS
+        count = os.cpu_count() or 1
+    return max(1, min(count, MAX_DEFAULT_STREAMS))
+
+
+# --- cache of compiled networks -----------------------------------------------------------------
+#
+# OpenVINO's own CACHE_DIR writes a blob in place, so a hook that starts while another writes
+# reads half of it. Here a blob appears whole, and carries its SHA-256.
+
+
+def _default_cache_dir() -> Path | None:
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA")
+    elif sys.platform == "darwin":
+        base = str(Path("~/Library/Caches").expanduser())
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())
+    # expanduser leaves "~" where there is no home: then nothing is kept.
+    return Path(base) / "hilum" if base and Path(base).is_absolute() else None
+
+
+def _cache_key(
+    ov: Any, core: Any, digest: str, outputs: Sequence[str], configuration: dict[str, Any]
+) -> str:
+    """Name what a compiled network depends on: network, options, OpenVINO and CPU."""
+    flags = ""
+    with contextlib.suppress(OSError):
+        # A virtual machine's model name says little ("AMD EPYC"); its flags say what it can do.
+        text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+        flags = next((line for line in text.splitlines() if line.startswith("flags")), "")
+    facts = {
+        "backbone": digest,
+        "outputs": list(outputs),
+        "configuration": configuration,
+        "openvino": ov.__version__,
+        "cpu": core.get_property("CPU", "FULL_DEVICE_NAME"),
+        "machine": [platform.machine(), platform.processor(), flags],
+        "limits": {name: os.environ.get(name) for name in ISA_VARIABLES},
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _read_blob(path: Path) -> bytes | None:
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return None
+    n_head = len(CACHE_MAGIC) + 32
+    blob = data[n_head:]
+    if data[:n_head] != CACHE_MAGIC + hashlib.sha256(blob).digest():
+        return None
+    return blob
+
+
+def _write_blob(path: Path, compiled: Any) -> None:
+    """Keep a compiled network; a folder that cannot be written only costs time."""
+    try:
+        exported = compiled.export_model()
+        blob = exported if isinstance(exported, bytes) else exported.getvalue()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, part = tempfile.mkstemp(dir=path.parent, prefix=".part-")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(CACHE_MAGIC + hashlib.sha256(blob).digest() + blob)
+            Path(part).replace(path)
+        except BaseException:
+            Path(part).unlink(missing_ok=True)
+            raise
+    except (OSError, RuntimeError):
+        return

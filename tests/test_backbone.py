@@ -1,0 +1,374 @@
+"""The embedded networks run, and give the same features however they are run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from engine import backbone as module
+from engine.backbone import Backbone, list_backbones, load_backbone
+from engine.errors import BackboneError
+
+NAMES = list_backbones()
+
+
+def draw_pictures(size: int, n: int = 4) -> NDArray[np.uint8]:
+    """Draw smooth, lung-like blobs with noise: no real picture, yet not only noise."""
+    rng = np.random.default_rng(7)
+    y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
+    pictures = []
+    for k in range(n):
+        field = 150 - 70 * np.exp(-(((abs(x) - 0.45) / 0.3) ** 2 + (y / (0.6 + 0.1 * k)) ** 2))
+        field += 20 * np.sin(14 * y + k) + rng.normal(0, 8, field.shape)
+        pictures.append(np.clip(field, 0, 255).astype(np.uint8)[None])
+    return np.stack(pictures)
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def loaded(request: pytest.FixtureRequest) -> Backbone:
+    return load_backbone(request.param, streams=1, cache_dir="")
+
+
+@pytest.fixture(scope="module")
+def default() -> Backbone:
+    return load_backbone(streams=1, cache_dir="")
+
+
+def assert_same(a: dict[str, NDArray[np.float32]], b: dict[str, NDArray[np.float32]]) -> None:
+    for name in a.keys() & b.keys():
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def copy_models(folder: Path) -> Path:
+    shutil.copytree(module.MODELS_DIR, folder, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    return folder
+
+
+def test_the_two_profiles_are_there() -> None:
+    assert NAMES == ("efficientnet-lite0", "efficientnet-lite2")
+
+
+def test_feature_maps_have_the_shapes_of_the_card(loaded: Backbone) -> None:
+    images = draw_pictures(loaded.input_size[0], 2)
+    maps = loaded.infer(images)
+    assert list(maps) == list(loaded.taps) == [tap["name"] for tap in loaded.card["taps"]]
+    for name, tap in loaded.taps.items():
+        assert maps[name].dtype == np.float32
+        assert maps[name].shape == (2, tap.channels, tap.height, tap.width)
+        assert tap.height == -(-loaded.input_size[0] // tap.stride)
+        assert np.isfinite(maps[name]).all()
+        # Two different pictures must not give one result: outputs were copied, not aliased.
+        assert not np.array_equal(maps[name][0], maps[name][1])
+    assert maps["final"].min() == 0  # behind a ReLU6
+    assert maps["final"].max() <= 6.1
+
+
+def test_attributes_follow_the_card(loaded: Backbone) -> None:
+    files = [module.MODELS_DIR / f"{loaded.name}.{kind}" for kind in ("xml", "bin")]
+    parts = b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)
+    assert loaded.digest == hashlib.sha256(parts).hexdigest() == loaded.card["sha256"]
+    height, width = loaded.input_size
+    assert (loaded.preprocessing["height"], loaded.preprocessing["width"]) == (height, width)
+    assert loaded.name in repr(loaded)
+
+
+def test_no_picture_gives_empty_maps(default: Backbone) -> None:
+    maps = default.infer(np.empty((0, 1, 224, 224), np.uint8))
+    assert maps["final"].shape == (0, 1280, 7, 7)
+
+
+def test_features_do_not_depend_on_company_or_streams(default: Backbone) -> None:
+    images = draw_pictures(224)
+    expected = default.infer(images)
+    assert_same(expected, {k: v[::-1] for k, v in default.infer(images[::-1].copy()).items()})
+    for row in range(len(images)):
+        one = default.infer(images[row : row + 1])
+        assert_same({k: v[row : row + 1] for k, v in expected.items()}, one)
+    for streams in (2, 3):
+        other = load_backbone(streams=streams, cache_dir="")
+        assert other.n_streams == streams
+        assert_same(expected, other.infer(images))
+
+
+def test_non_contiguous_pictures_are_read_right(default: Backbone) -> None:
+    images = draw_pictures(224)
+    mirrored = images[:, :, :, ::-1]
+    assert_same(default.infer(mirrored), default.infer(mirrored.copy()))
+
+
+@pytest.mark.parametrize("n_threads", [2, 6])
+def test_threads_share_one_backbone(default: Backbone, n_threads: int) -> None:
+    images = draw_pictures(224)
+    expected = default.infer(images)
+    with (
+        load_backbone(streams=2, cache_dir="") as shared,
+        ThreadPoolExecutor(n_threads) as pool,
+    ):
+        rows = [row for _ in range(6) for row in range(len(images))]
+        found = list(pool.map(lambda row: shared.infer(images[row : row + 1]), rows))
+    for row, maps in zip(rows, found, strict=True):
+        assert_same({k: v[row : row + 1] for k, v in expected.items()}, maps)
+
+
+def test_asking_for_fewer_taps_changes_no_bit(loaded: Backbone) -> None:
+    images = draw_pictures(loaded.input_size[0], 2)
+    expected = loaded.infer(images)
+    for name in loaded.taps:
+        pruned = load_backbone(loaded.name, streams=1, taps=[name], cache_dir="")
+        maps = pruned.infer(images)
+        assert list(maps) == list(pruned.taps) == [name]
+        assert_same(expected, maps)
+
+
+def test_the_network_stops_after_the_last_tap() -> None:
+    def n_layers(taps: list[str] | None) -> int:
+        compiled: Any = None
+        original = module.Backbone.__init__
+
+        def spy(self: Backbone, **kwargs: Any) -> None:
+            nonlocal compiled
+            compiled = kwargs["compiled"]
+            original(self, **kwargs)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module.Backbone, "__init__", spy)
+            load_backbone(streams=1, taps=taps, cache_dir="")
+        return len(compiled.get_runtime_model().get_ops())
+
+    assert n_layers(["block4"]) < n_layers(["block10"]) < n_layers(None)
+
+
+def test_taps_come_in_the_order_of_the_network() -> None:
+    loaded = load_backbone(streams=1, taps=("block10", "block4"), cache_dir="")
+    assert list(loaded.taps) == ["block4", "block10"]
+    assert list(loaded.infer(draw_pictures(224, 1))) == ["block4", "block10"]
+
+
+def test_cached_network_gives_the_same_bits(default: Backbone, tmp_path: Path) -> None:
+    images = draw_pictures(224)
+    expected = default.infer(images)
+    assert_same(expected, load_backbone(streams=1, cache_dir=tmp_path / "new").infer(images))
+    blobs = list((tmp_path / "new").iterdir())
+    assert [blob.suffix for blob in blobs] == [".blob"]  # no part file left
+    written = blobs[0].stat().st_mtime_ns
+    assert_same(expected, load_backbone(streams=1, cache_dir=tmp_path / "new").infer(images))
+    assert blobs[0].stat().st_mtime_ns == written
+    # Other taps are another network: they must not come out of this blob.
+    assert list(load_backbone(streams=1, taps=["block4"], cache_dir=tmp_path / "new").taps) == [
+        "block4"
+    ]
+    assert len(list((tmp_path / "new").iterdir())) == 2
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "foreign"])
+def test_damaged_cache_is_replaced(default: Backbone, tmp_path: Path, damage: str) -> None:
+    images = draw_pictures(224, 1)
+    load_backbone(streams=1, cache_dir=tmp_path)
+    (blob,) = tmp_path.iterdir()
+    whole = blob.read_bytes()
+    foreign = b"not a network"
+    broken = {
+        "cut": whole[: len(whole) // 2],
+        "flipped": whole[:-1] + bytes([whole[-1] ^ 1]),
+        "empty": b"",
+        "foreign": module.CACHE_MAGIC + hashlib.sha256(foreign).digest() + foreign,
+    }[damage]
+    blob.write_bytes(broken)
+    assert_same(default.infer(images), load_backbone(streams=1, cache_dir=tmp_path).infer(images))
+    assert len(blob.read_bytes()) == len(whole)
+
+
+def test_unusable_cache_folder_is_no_error(default: Backbone, tmp_path: Path) -> None:
+    images = draw_pictures(224, 1)
+    occupied = tmp_path / "file"
+    occupied.write_text("here is no folder")
+    loaded = load_backbone(streams=1, cache_dir=occupied)
+    assert_same(default.infer(images), loaded.infer(images))
+
+
+def test_default_cache_lies_in_the_users_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.setenv(variable, str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = module._default_cache_dir()
+    assert folder is not None
+    assert folder.is_relative_to(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative/folder")
+    monkeypatch.setenv("LOCALAPPDATA", "relative/folder")
+    if sys.platform != "darwin":
+        assert module._default_cache_dir() is None
+
+
+def test_unknown_name_lists_the_valid_ones() -> None:
+    with pytest.raises(BackboneError, match=r"'resnet'.*efficientnet-lite0, efficientnet-lite2"):
+        load_backbone("resnet")
+
+
+@pytest.mark.parametrize("name", ["../efficientnet-lite0", "", "efficientnet-lite0.json"])
+def test_names_are_no_paths(name: str) -> None:
+    with pytest.raises(BackboneError, match="unknown backbone"):
+        load_backbone(name)
+
+
+@pytest.mark.parametrize(
+    ("taps", "message"),
+    [
+        (["block4", "block99"], r"unknown tap 'block99'; it has: block2, block4, block7, block10"),
+        ([], "no tap was asked for; it has: block2"),
+    ],
+)
+def test_wrong_taps_list_the_valid_ones(taps: list[str], message: str) -> None:
+    with pytest.raises(BackboneError, match=message):
+        load_backbone(taps=taps)
+
+
+@pytest.mark.parametrize("streams", [0, -1])
+def test_streams_must_be_positive(streams: int) -> None:
+    with pytest.raises(BackboneError, match=f"streams is {streams}"):
+        load_backbone(streams=streams)
+
+
+def test_default_streams_follow_the_cpus_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(3)), raising=False)
+    assert module._usable_cpus() == 3
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    assert module._usable_cpus() == module.MAX_DEFAULT_STREAMS
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert module._usable_cpus() == 1
+
+
+@pytest.mark.parametrize(
+    ("images", "found"),
+    [
+        (np.zeros((1, 1, 224, 224), np.float32), r"float32 with shape \(1, 1, 224, 224\)"),
+        (np.zeros((1, 224, 224), np.uint8), r"uint8 with shape \(1, 224, 224\)"),
+        (np.zeros((1, 3, 224, 224), np.uint8), r"\(1, 3, 224, 224\)"),
+        (np.zeros((1, 1, 224, 223), np.uint8), r"\(1, 1, 224, 223\)"),
+        ([[1]], "a list"),
+    ],
+)
+def test_wrong_pictures_are_refused(default: Backbone, images: Any, found: str) -> None:
+    with pytest.raises(BackboneError, match=found + r".*uint8 with shape \(n, 1, 224, 224\)"):
+        default.infer(images)
+
+
+@pytest.mark.parametrize("kind", ["xml", "bin"])
+def test_altered_files_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(module, "MODELS_DIR", copy_models(tmp_path / "models"))
+    victim = tmp_path / "models" / f"efficientnet-lite0.{kind}"
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(content)
+    with pytest.raises(BackboneError, match=rf"efficientnet-lite0\.{kind}: SHA-256 is .* expects"):
+        load_backbone()
+    victim.unlink()
+    with pytest.raises(BackboneError, match=rf"efficientnet-lite0\.{kind}: cannot be read"):
+        load_backbone()
+
+
+@pytest.mark.parametrize("text", ["{", "", json.dumps({})])
+def test_damaged_card_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setattr(module, "MODELS_DIR", copy_models(tmp_path / "models"))
+    (tmp_path / "models" / "efficientnet-lite0.json").write_text(text)
+    with pytest.raises(BackboneError, match=r"efficientnet-lite0\.json: the model card"):
+        load_backbone()
+
+
+def test_openvino_refusing_the_cpu_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refusing:
+        __version__ = "2099.1"
+
+        def Core(self) -> Any:  # noqa: N802 - OpenVINO's name
+            raise RuntimeError("deep inside:\nthis CPU is too old")
+
+    monkeypatch.setattr(module, "_import_openvino", Refusing)
+    with pytest.raises(BackboneError, match=r"2099\.1 cannot run .*too old.*openvino==2025\.4\.1"):
+        load_backbone(cache_dir="")
+
+
+def test_missing_openvino_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(BackboneError, match=r"OpenVINO cannot be imported.*pip install"):
+        load_backbone(cache_dir="")
+
+
+def test_failing_inference_is_an_engine_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing:
+        def get_input_tensor(self, _: int) -> Any:
+            raise RuntimeError("out of memory")
+
+    broken = load_backbone(streams=1, cache_dir="")
+    broken._requests.get()
+    broken._requests.put(Failing())
+    with pytest.raises(BackboneError, match="out of memory"):
+        broken.infer(draw_pictures(224, 1))
+
+
+def test_closed_backbone_says_so_to_all_who_wait() -> None:
+    loaded = load_backbone(streams=1, taps=["block4"], cache_dir="")
+    request = loaded._requests.get()
+    errors: list[BackboneError] = []
+
+    def wait() -> None:
+        try:
+            loaded.infer(draw_pictures(224, 1))
+        except BackboneError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=wait) for _ in range(3)]
+    closer = threading.Thread(target=loaded.close)
+    closer.start()
+    while not loaded._closed:
+        closer.join(0.001)
+    for thread in threads:
+        thread.start()
+    loaded._requests.put(request)
+    for thread in (*threads, closer):
+        thread.join(30)
+        assert not thread.is_alive()
+    loaded.close()  # a second time does no harm
+    with pytest.raises(BackboneError, match="closed"):
+        loaded.infer(draw_pictures(224, 1))
+
+
+PROGRAM = """
+import sys
+import engine.backbone
+assert "openvino" not in sys.modules
+engine.backbone.load_backbone(streams=1, taps=["block2"], cache_dir="")
+loaded = [name for name in sys.modules if "telemetry" in name or "tools.ovc" in name]
+assert not loaded, loaded
+import openvino
+try:
+    openvino.convert_model(None)
+except Exception:
+    pass
+assert "openvino.tools.ovc" in sys.modules
+print("fine")
+"""
+
+
+def test_openvino_is_imported_late_and_without_its_converter(repository: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], cwd=repository, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == "fine", done.stderr
