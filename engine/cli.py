@@ -1,0 +1,247 @@
+"""What every command shares: exit codes, one way to report errors, and the `hilum` dispatcher."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from engine.errors import BackboneError, EngineError, ManifestError
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+__all__ = [
+    "EXIT_DONE",
+    "EXIT_MACHINE",
+    "EXIT_SOME_FAILED",
+    "EXIT_USAGE",
+    "HelpFormatter",
+    "evaluation_table",
+    "main",
+    "positive",
+    "report",
+    "run",
+]
+
+EXIT_DONE = 0
+EXIT_SOME_FAILED = 1
+EXIT_USAGE = 2
+EXIT_MACHINE = 3
+EXIT_SIGNAL = 128
+
+EXIT_CODES = """\
+exit codes:
+  0  everything was done
+  1  some inputs failed or were refused; the others were done
+  2  the command line, a manifest or an output folder is wrong; nothing was done
+  3  this machine cannot run it (full disk, missing or unsupported part)"""
+
+COMMANDS = {
+    "extract": ("engine.extract", "X-rays into a container of features"),
+    "train": ("engine.train", "a head from containers, with cross-validation"),
+    "evaluate": ("engine.evaluate", "a head on the test rows of a container"),
+    "predict": ("engine.predict", "answers for images, folders or DICOM files"),
+    "demo": ("engine.demo", "the whole way on embedded features and synthetic images"),
+    "inspect": ("formats.__main__", "what a container holds"),
+    "verify": ("formats.__main__", "every checksum of a container"),
+}
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Keep the line breaks of examples and leave room for long option names."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28, width=96)
+
+
+def report(message: str) -> None:
+    """Print one line for the person at the keyboard, on standard error.
+
+    Parameters
+    ----------
+    message : str
+        What happened; standard output stays free for results.
+    """
+    print(message, file=sys.stderr, flush=True)
+
+
+def positive(text: str) -> int:
+    """Read a count from the command line.
+
+    Parameters
+    ----------
+    text : str
+        What was typed.
+
+    Returns
+    -------
+    int
+        1 or more.
+
+    Raises
+    ------
+    argparse.ArgumentTypeError
+        Not a whole number, or below 1.
+    """
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return value
+
+
+def evaluation_table(figures: Mapping[str, Any]) -> str:
+    """Lay out the figures of an evaluation for a terminal of 80 columns.
+
+    Parameters
+    ----------
+    figures : mapping
+        As ``engine.Evaluation.to_json`` gives them.
+
+    Returns
+    -------
+    str
+        Several lines, each figure with its patient-level 95 % interval where it has one.
+    """
+
+    def line(name: str, value: float | None, key: str) -> str:
+        if value is None:
+            return f"  {name:28}   -"
+        low, high = figures["ci95"].get(key, (None, None))
+        interval = "" if low is None else f"  [{low:.3f}, {high:.3f}]"
+        return f"  {name:28}{value:6.3f}{interval}"
+
+    rows = f"{figures['n_rows']} rows of {figures['n_groups']} patients"
+    lines = [f"{rows} (95 % intervals over patients)"]
+    lines.append(line("accuracy", figures["accuracy"], "accuracy"))
+    lines.append(line("AUROC, mean of classes", figures["auroc_macro"], "auroc_macro"))
+    lines += [
+        line(f"AUROC {name}"[:28], value, f"auroc:{name}")
+        for name, value in figures["auroc"].items()
+    ]
+    return "\n".join(lines)
+
+
+def exit_code_of(error: EngineError | OSError) -> int:
+    """Exit code for an error that ended a whole command.
+
+    Parameters
+    ----------
+    error : EngineError or OSError
+        The error; the system's own error behind it decides about disks and folders.
+
+    Returns
+    -------
+    int
+        One of the exit codes of this module.
+    """
+    if isinstance(error, BackboneError):
+        return EXIT_MACHINE
+    if isinstance(error, ManifestError):
+        return EXIT_USAGE
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno is not None:
+            return EXIT_MACHINE if cause.errno in _DISK_FULL else EXIT_USAGE
+        cause = cause.__cause__
+    return EXIT_SOME_FAILED
+
+
+def _terminated(_signal: int, _frame: FrameType | None) -> NoReturn:
+    # The same way out as Ctrl-C, so that a stopped service leaves no partial file either.
+    raise KeyboardInterrupt
+
+
+def run(command: Callable[[], int]) -> int:
+    """Run a command's work and turn every expected error into a message and an exit code.
+
+    Parameters
+    ----------
+    command : callable
+        Does the work; returns the exit code.
+
+    Returns
+    -------
+    int
+        Exit code of the process.
+    """
+    previous = None
+    try:
+        previous = signal.signal(signal.SIGTERM, _terminated)
+    except ValueError:  # not the main thread: whoever started it handles signals
+        previous = None
+    try:
+        return command()
+    except EngineError as error:
+        report(f"error: {error}")
+        return exit_code_of(error)
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`): not an error, but nothing more to say.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_SOME_FAILED
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        cure = "; free some space and run it again" if error.errno in _DISK_FULL else ""
+        report(f"error: {where}{error.strerror or error}{cure}")
+        return exit_code_of(error)
+    except KeyboardInterrupt:
+        report("stopped: nothing half-written was left behind")
+        return EXIT_SIGNAL + signal.SIGINT
+    finally:
+        if previous is not None:
+            signal.signal(signal.SIGTERM, previous)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``hilum COMMAND ...``: the same commands as ``python -m engine.COMMAND``.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Arguments without the program's name; default ``sys.argv[1:]``.
+
+    Returns
+    -------
+    int
+        Exit code of the process.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    listing = "\n".join(f"  {name:10}{text}" for name, (_, text) in COMMANDS.items())
+    usage = (
+        "usage: hilum COMMAND [OPTIONS]\n\n"
+        "Chest X-rays into small feature containers once; heads in seconds; predictions offline.\n"
+        f"Research use only.\n\ncommands:\n{listing}\n\n"
+        "`hilum COMMAND --help` explains a command; `python -m engine.COMMAND` is the same."
+    )
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage)
+        return EXIT_DONE if arguments else EXIT_USAGE
+    if arguments[0] == "--version":
+        import engine
+
+        print(f"hilum {engine.__version__}")
+        return EXIT_DONE
+    if arguments[0] not in COMMANDS:
+        report(usage)
+        report(f"\nerror: no command {arguments[0]!r}; choose from {', '.join(COMMANDS)}")
+        return EXIT_USAGE
+    module = importlib.import_module(COMMANDS[arguments[0]][0])
+    if module.__name__ == "formats.__main__":
+        result: int = module.main(arguments)
+    else:
+        result = module.main(arguments[1:])
+    return result
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,200 @@
+"""Command ``python -m engine.extract``: X-rays into a container of features."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.cli import (
+    EXIT_CODES,
+    EXIT_DONE,
+    EXIT_SOME_FAILED,
+    HelpFormatter,
+    positive,
+    report,
+    run,
+)
+
+if TYPE_CHECKING:
+    from formats import Container
+
+DESCRIPTION = """\
+Run a pretrained network over X-rays once and keep its pooled output in a container: a small file
+with features, labels, splits and patient groups, without pixels, names or file names. Heads are
+trained from it in seconds, on any PC, without the images (see python -m engine.train)."""
+
+EPILOG = f"""\
+examples:
+  python -m engine.extract xrays/ -o chest.hilum
+      xrays/normal/*.png and xrays/pneumonia/*.dcm: the sub-folders' names are the labels
+  python -m engine.extract --manifest labels.csv -o chest.hilum
+      a table with a line for each image; columns: file (relative to the CSV) and any of
+      label, patient, split (train|valid|test), source, sex, age, view
+
+Give the patient column whenever a patient has several images: rows of one patient are then never
+split between training and testing. A|B in the label column makes a multi-label set, in which an
+empty label means no finding and "A?" an uncertain one.
+
+A container is derived from health images: treat it as pseudonymised personal data unless the
+controller documents otherwise for a named recipient. Rows are shuffled; patient identifiers,
+dates and file names are not stored. Research use only.
+
+{EXIT_CODES}"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Build the command line."""
+    result = argparse.ArgumentParser(
+        prog="python -m engine.extract",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=HelpFormatter,
+    )
+    add = result.add_argument
+    add("source", nargs="*", metavar="SOURCE", help="image files and folders of images")
+    add("-o", "--output", required=True, metavar="OUT.hilum", help="container to write")
+    add("--manifest", metavar="M.csv", help="table of the images; SOURCE may then be left out")
+    add(
+        "--backbone",
+        default="efficientnet-lite0",
+        metavar="NAME",
+        help="network (default: %(default)s; efficientnet-lite2 is larger and slower)",
+    )
+    add(
+        "--taps",
+        metavar="TAPS",
+        help='feature maps to pool, e.g. "block10,final" or "block10:mean+std,final:mean" '
+        "(default: the measured choice in the model card)",
+    )
+    add("--pooling", metavar="P,P", help="poolings of the taps that name none: mean,max,std,gem")
+    add(
+        "--dtype",
+        choices=("f16", "f32", "i8"),
+        default="f16",
+        help="element type in the file (default: %(default)s)",
+    )
+    add(
+        "--about",
+        metavar="A.json",
+        help="facts on the whole set for the container's notes: title, attribution, licence, "
+        "terms, population, age_range_years [low, high], url",
+    )
+    add(
+        "--threads",
+        type=positive,
+        metavar="N",
+        help="images worked on at once (default: one per core)",
+    )
+    add(
+        "--seed",
+        type=int,
+        metavar="N",
+        help="order of the rows (default: drawn anew each time, so that the order tells nothing)",
+    )
+    add(
+        "--quiet",
+        action="store_true",
+        help="no progress bar and no summary; errors are still shown",
+    )
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Arguments without the program's name.
+
+    Returns
+    -------
+    int
+        Exit code.
+    """
+    command_line = parser()
+    arguments = command_line.parse_args(argv)
+    if not arguments.source and arguments.manifest is None:
+        command_line.error("give image files or folders, or --manifest")
+    return run(lambda: _extract(command_line, arguments))
+
+
+def _extract(command_line: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    import engine
+    from engine.features import Extraction, extract_features
+
+    if arguments.backbone not in engine.list_backbones():
+        command_line.error(
+            f"no backbone {arguments.backbone!r}; choose from {', '.join(engine.list_backbones())}"
+        )
+    about = _about(command_line, arguments.about)
+    backbone = engine.load_backbone(arguments.backbone, streams=arguments.threads)
+    extraction = Extraction()
+    with tqdm(unit="image", disable=arguments.quiet or None, leave=False, file=sys.stderr) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        def failed(_path: Path, error: Exception) -> None:
+            bar.clear()
+            report(f"left out: {error}")
+
+        with extract_features(
+            backbone,
+            arguments.source,
+            arguments.output,
+            manifest=arguments.manifest,
+            taps=arguments.taps,
+            pooling=arguments.pooling,
+            dtype=arguments.dtype,
+            about=about,
+            seed=arguments.seed,
+            on_progress=progress,
+            on_failure=failed,
+            extraction=extraction,
+        ) as container:
+            bar.close()
+            if not arguments.quiet:
+                print(_summary(container, arguments.output))
+    if extraction.failures:
+        report(
+            f"{len(extraction.failures)} of {extraction.n_rows + len(extraction.failures)} images "
+            "were left out, for the reasons above; the container holds the others"
+        )
+        return EXIT_SOME_FAILED
+    return EXIT_DONE
+
+
+def _about(command_line: argparse.ArgumentParser, path: str | None) -> dict[str, Any] | None:
+    if path is None:
+        return None
+    try:
+        about = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        command_line.error(f"{path}: not JSON ({error})")
+    except OSError as error:
+        command_line.error(f"{path}: {error.strerror}")
+    if not isinstance(about, dict):
+        command_line.error(f"{path}: expected a JSON object with keys such as title and licence")
+    return about
+
+
+def _summary(container: Container, output: str) -> str:
+    classes = f", {len(container.classes)} classes" if container.classes else ", no labels"
+    groups = "" if container.groups is None else f" of {container.n_groups} patients"
+    megabytes, row_bytes = container.size_bytes / 1e6, container.size_bytes / container.n_rows
+    return (
+        f"{output}: {container.n_rows} rows{groups}, {container.dim} features{classes}, "
+        f"{megabytes:.1f} MB ({row_bytes:.0f} bytes a row)"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

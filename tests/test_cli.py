@@ -1,0 +1,441 @@
+"""Commands from the outside: exit codes, messages with file and cure, nothing half-written."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import engine
+import formats
+from engine import cli, evaluate, extract, predict, train
+
+Main = Callable[[list[str]], int]
+
+
+def draw(path: Path, seed: int) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    coarse = np.random.default_rng(seed).integers(0, 256, (8, 8)).astype(np.uint8)
+    Image.fromarray(coarse).resize((120, 100), Image.Resampling.BICUBIC).save(path)
+    return path
+
+
+def files_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Thirty images of fifteen patients in three classes, five bad files, and a manifest."""
+    folder = tmp_path_factory.mktemp("study")
+    lines = ["file,label,patient,split"]
+    for i in range(30):
+        patient = i // 2
+        draw(folder / f"{i:02}.png", i)
+        split = ("train", "train", "valid", "test", "")[patient // 3]
+        lines.append(f"{i:02}.png,{'abc'[patient % 3]},p{patient},{split}")
+    (folder / "labels.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def container(study: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("container") / "study.hilum"
+    manifest = str(study / "labels.csv")
+    assert extract.main(["--manifest", manifest, "-o", str(out), "--seed", "1", "--quiet"]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def head(container: Path) -> Path:
+    out = container.with_name("study.safetensors")
+    assert train.main([str(container), "-o", str(out), "--quiet"]) == 0
+    return out
+
+
+def usage_error(main: Main, *arguments: str) -> int:
+    """Exit code of a command line that argparse itself may refuse."""
+    try:
+        return main(list(arguments))
+    except SystemExit as stop:
+        return int(stop.code or 0)
+
+
+# ---- The way through ---------------------------------------------------------------------------
+
+
+def test_three_commands(
+    container: Path, head: Path, study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures = tmp_path / "m.json"
+    out = tmp_path / "h.safetensors"
+    assert train.main([str(container), "-o", str(out), "--cv", "3", "--json", str(figures)]) == 0
+    assert "AUROC" in capsys.readouterr().out
+    with formats.open_container(container) as opened:
+        n_learned = len(opened.rows(["none", "train"]))
+    found = json.loads(figures.read_text())
+    assert found["n_rows"] == n_learned
+    assert found["classes"] == ["a", "b", "c"]
+    assert set(found["auroc"]) == {"a", "b", "c"}
+    assert len(found["ci95"]["accuracy"]) == 2
+    assert {"n_groups", "accuracy", "auroc_macro"} <= set(found)
+
+    assert evaluate.main([str(head), str(container), "--json", str(figures)]) == 0
+    found = json.loads(figures.read_text())
+    assert (found["split"], found["n_rows"]) == ("test", 6)
+
+    results = tmp_path / "results"
+    assert (
+        predict.main([str(study), "--head", str(head), "--output-dir", str(results), "--quiet"])
+        == 0
+    )
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()[-30:]]
+    assert [line["status"] for line in lines] == ["ok"] * 30
+    assert len(files_in(results)) == 30
+    assert json.loads((results / "00.png.json").read_text()) == lines[0]
+
+
+def test_same_seed_same_head_bytes(container: Path, tmp_path: Path) -> None:
+    heads = [tmp_path / "a" / "h.safetensors", tmp_path / "b" / "h.safetensors"]
+    for out in heads:
+        out.parent.mkdir()
+        assert train.main([str(container), "-o", str(out), "--cv", "3", "--quiet"]) == 0
+    assert heads[0].read_bytes() == heads[1].read_bytes()
+
+
+def test_training_never_loads_openvino(container: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from engine.train import main\n"
+        "assert main([sys.argv[1], '-o', sys.argv[2], '--quiet']) == 0\n"
+        "print([m for m in ('openvino', 'PIL', 'pydicom') if m in sys.modules])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(container), str(tmp_path / "h.safetensors")],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert result.stdout.strip() == "[]"
+
+
+def test_csv_table(head: Path, study: Path, tmp_path: Path, capsys: Any) -> None:
+    images = [str(study / "00.png"), str(study / "labels.csv")]
+    assert predict.main([*images, "--head", str(head), "--csv", "--quiet"]) == 1
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["status"] for row in rows] == ["ok", "error"]
+    assert rows[0]["study:label"] in "abc"
+    total = sum(float(rows[0][f"study:{name}"]) for name in "abc")
+    assert total == pytest.approx(1.0)
+    assert rows[1]["study:label"] == ""
+    assert (
+        predict.main(
+            [*images, "--head", str(head), "--csv", "--output-dir", str(tmp_path), "--quiet"]
+        )
+        == 1
+    )
+    assert files_in(tmp_path) == ["00.png.json", "labels.csv.json", "predictions.csv"]
+    text = (tmp_path / "predictions.csv").read_text()
+    assert next(csv.DictReader(io.StringIO(text)))["status"] == "ok"
+
+
+def test_equal_names_keep_their_own_results(
+    head: Path, study: Path, tmp_path: Path, capsys: Any
+) -> None:
+    images = [tmp_path / "x" / "i.png", tmp_path / "y" / "i.png"]
+    for image, name in zip(images, ("00.png", "01.png"), strict=True):
+        image.parent.mkdir()
+        shutil.copy(study / name, image)
+    arguments = ["--head", str(head), "--output-dir", str(tmp_path / "out"), "--quiet"]
+    for _ in range(2):  # the second run writes the same files again
+        for image in images:
+            assert predict.main([str(image), *arguments]) == 0
+    texts = [json.loads(path.read_text()) for path in (tmp_path / "out").iterdir()]
+    assert sorted(text["input"] for text in texts) == sorted(map(str, images))
+
+
+def test_paths_from_standard_input(
+    head: Path, study: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{study / '00.png'}\n\n{study / '01.png'}\r\n"))
+    assert predict.main(["-", "--head", str(head), "--quiet"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    assert usage_error(predict.main, "-", str(study), "--head", str(head)) == 2
+
+
+def test_dispatcher(container: Path, capsys: Any) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"hilum {engine.__version__}\n"
+    assert cli.main(["verify", "--quiet", str(container)]) == 0
+    assert cli.main(["inspect", str(container)]) == 0
+    assert "15 patients" in capsys.readouterr().out
+    assert cli.main(["--help"]) == 0
+    assert "extract" in capsys.readouterr().out
+    assert cli.main([]) == 2
+    assert cli.main(["trian"]) == 2
+    assert "no command 'trian'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["extract", "train", "evaluate", "predict", "demo"])
+def test_help_teaches(command: str) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", f"engine.{command}", "--help"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "exit codes:" in result.stdout or command == "demo"
+    assert f"python -m engine.{command}" in result.stdout
+    assert "esearch use only" in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 100
+    assert result.stderr == ""
+
+
+# ---- Bad input ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bad_files(study: Path, tmp_path: Path) -> Path:
+    import pydicom
+    from pydicom.dataset import FileDataset, FileMetaDataset
+
+    folder = tmp_path / "bad"
+    draw(folder / "good.png", 5)
+    (folder / "letter.jpg").write_text("Dear colleague, thank you for the kind referral")
+    (folder / "zero.png").touch()
+    (folder / "cut.png").write_bytes((study / "00.png").read_bytes()[:150])
+    shutil.copy(study / "01.png", folder / "renamed.dcm")  # readable: the content decides
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID = pydicom.uid.ComputedRadiographyImageStorage
+    meta.MediaStorageSOPInstanceUID = "1.2.3"
+    report = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
+    report.SOPClassUID, report.SOPInstanceUID = meta.MediaStorageSOPClassUID, "1.2.3"
+    report.Modality = "CR"
+    report.save_as(folder / "nopixels.dcm", enforce_file_format=True)
+    return folder
+
+
+def test_bad_images_are_named_and_the_others_done(
+    bad_files: Path, head: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "o.hilum"
+    assert extract.main([str(bad_files), "-o", str(out)]) == 1
+    captured = capsys.readouterr()
+    for name in ("letter.jpg", "zero.png", "cut.png", "nopixels.dcm"):
+        assert f"left out: {bad_files / name}: " in captured.err
+    assert "4 of 6 images were left out" in captured.err
+    with formats.open_container(out) as container:
+        assert container.n_rows == 2
+
+    assert predict.main([str(bad_files), "--head", str(head), "--quiet"]) == 1
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    statuses = {Path(answer["input"]).name: answer["status"] for answer in answers}
+    assert statuses == {
+        "good.png": "ok",
+        "renamed.dcm": "ok",
+        "letter.jpg": "error",
+        "zero.png": "error",
+        "cut.png": "error",
+        "nopixels.dcm": "refused",
+    }
+
+
+@pytest.mark.parametrize("main", [extract.main, predict.main])
+def test_a_folder_with_nothing_in_it(main: Main, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "empty").mkdir()
+    arguments = ["-o", str(tmp_path / "o.hilum")] if main is extract.main else []
+    assert usage_error(main, str(tmp_path / "empty"), *arguments) == 2
+    error = capsys.readouterr().err
+    assert str(tmp_path / "empty") in error
+    assert "DICOM" in error
+    assert files_in(tmp_path) == []
+
+
+def test_manifest_with_missing_files_and_misspelt_columns(
+    study: Path, tmp_path: Path, capsys: Any
+) -> None:
+    draw(tmp_path / "a.png", 1)
+    manifest = tmp_path / "m.csv"
+    out = tmp_path / "o.hilum"
+    manifest.write_text("file,label\na.png,x\nmissing.png,y\n")
+    assert extract.main(["--manifest", str(manifest), "-o", str(out)]) == 1
+    assert "missing.png: no such file" in capsys.readouterr().err
+    assert out.exists()
+    out.unlink()
+    manifest.write_text("file,lable\na.png,x\n")
+    assert extract.main(["--manifest", str(manifest), "-o", str(out)]) == 2
+    assert "did you mean 'label'?" in capsys.readouterr().err
+    assert usage_error(extract.main, "-o", str(out)) == 2
+    assert usage_error(extract.main, str(study), "-o", str(out), "--backbone", "resnet") == 2
+    assert "efficientnet-lite0" in capsys.readouterr().err
+    assert files_in(tmp_path) == ["a.png", "m.csv"]
+
+
+def test_a_class_with_one_patient(tmp_path: Path, capsys: Any) -> None:
+    lines = ["file,label,patient"]
+    for i in range(9):
+        draw(tmp_path / f"{i}.png", i)
+        lines.append(f"{i}.png,{'rare' if i == 0 else 'common'},{i}")
+    (tmp_path / "m.csv").write_text("\n".join(lines))
+    out = tmp_path / "o.hilum"
+    arguments = ["--manifest", str(tmp_path / "m.csv"), "-o", str(out), "--quiet"]
+    assert extract.main(arguments) == 0
+    head = tmp_path / "h.safetensors"
+    assert train.main([str(out), "-o", str(head), "--cv", "5"]) == 1
+    error = capsys.readouterr().err
+    assert "rare" in error
+    assert "o.hilum" in error
+    assert not head.exists()
+
+
+def test_a_container_cut_anywhere(container: Path, tmp_path: Path, capsys: Any) -> None:
+    data = container.read_bytes()
+    cut = tmp_path / "cut.hilum"
+    head = tmp_path / "h.safetensors"
+    for size in (0, 7, 4095, 4096, len(data) // 2, len(data) - 1):
+        cut.write_bytes(data[:size])
+        assert train.main([str(cut), "-o", str(head)]) == 1
+        assert str(cut) in capsys.readouterr().err
+    assert files_in(tmp_path) == ["cut.hilum"]
+
+
+def test_a_head_for_another_backbone(
+    container: Path, head: Path, study: Path, tmp_path: Path, capsys: Any
+) -> None:
+    other = tmp_path / "other.hilum"
+    manifest = str(study / "labels.csv")
+    arguments = ["--manifest", manifest, "-o", str(other), "--quiet"]
+    assert extract.main([*arguments, "--backbone", "efficientnet-lite2"]) == 0
+    assert evaluate.main([str(head), str(other)]) == 1
+    assert "differ in backbone" in capsys.readouterr().err
+    out = tmp_path / "h2.safetensors"
+    assert train.main([str(container), str(other), "-o", str(out)]) == 1
+    assert "differ in backbone" in capsys.readouterr().err
+    assert not out.exists()
+    assert train.main([str(other), "-o", str(out), "--quiet"]) == 0
+    both = [str(study / "00.png"), "--head", str(head), "--head", str(out)]
+    assert predict.main([*both, "--quiet"]) == 1
+    captured = capsys.readouterr()
+    assert "do not share one backbone pass" in captured.err
+    assert captured.out == ""
+
+
+def test_files_of_the_wrong_kind(container: Path, head: Path, tmp_path: Path, capsys: Any) -> None:
+    out = str(tmp_path / "h.safetensors")
+    assert train.main([str(head), "-o", out]) == 1
+    assert str(head) in capsys.readouterr().err
+    assert evaluate.main([str(container), str(container)]) == 1
+    assert str(container) in capsys.readouterr().err
+    for arguments in ([str(tmp_path / "none.hilum"), "-o", out], [str(container), "-o", "/no/h"]):
+        assert usage_error(train.main, *arguments) == 2
+    assert usage_error(train.main, str(container), "-o", out, "--cv", "1") == 2
+    assert usage_error(predict.main, "x.png", "--head", str(tmp_path / "none")) == 2
+    assert files_in(tmp_path) == []
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Mount a small tmpfs with the options given; skips where that is not allowed."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    done = []
+
+    def mount(options: str) -> Path:
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+        if (
+            shutil.which("mount") is None
+            or subprocess.run(command, capture_output=True, check=False).returncode != 0
+        ):
+            pytest.skip("needs the right to mount a small tmpfs")
+        done.append(folder)
+        return folder
+
+    yield mount
+    for made in done:
+        subprocess.run(["umount", str(made)], check=True)
+
+
+def test_a_read_only_output_folder(
+    container: Path, head: Path, study: Path, mounted: Callable[[str], Path], capsys: Any
+) -> None:
+    folder = mounted("ro,size=32k")
+    out = [str(folder / "o.hilum"), str(folder / "h.safetensors"), str(folder / "results")]
+    commands: list[tuple[Main, list[str]]] = [
+        (extract.main, [str(study), "-o", out[0]]),
+        (train.main, [str(container), "-o", out[1]]),
+        (predict.main, [str(study / "00.png"), "--head", str(head), "--output-dir", out[2]]),
+        (predict.main, [str(study / "00.png"), "--head", str(head), "--output-dir", str(folder)]),
+    ]
+    for main, arguments in commands:
+        assert main(arguments) == 2
+        error = capsys.readouterr().err
+        assert str(folder) in error
+        assert "read-only" in error.lower()
+    assert files_in(folder) == []
+
+
+def test_a_full_disk(
+    container: Path, head: Path, study: Path, mounted: Callable[[str], Path], capsys: Any
+) -> None:
+    small_disk = mounted("size=32k")
+    (small_disk / "ballast").write_bytes(bytes(24 << 10))
+    out = [str(small_disk / "o.hilum"), str(small_disk / "h.safetensors")]
+    assert extract.main([str(study), "-o", out[0]]) == 3
+    assert "disk is full" in capsys.readouterr().err
+    assert train.main([str(container), "-o", out[1]]) == 3
+    assert "disk is full" in capsys.readouterr().err
+    command = [str(study), "--head", str(head), "--output-dir", str(small_disk)]
+    assert predict.main([*command, "--quiet"]) == 3
+    assert "disk is full" in capsys.readouterr().err
+    for path in small_disk.glob("*.json"):
+        assert json.loads(path.read_text())["status"] == "ok"  # whole, or not there
+    assert not [name for name in files_in(small_disk) if not name.endswith(("ballast", ".json"))]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_extraction_leaves_nothing(study: Path, tmp_path: Path, stop: int) -> None:
+    """The list of images never ends within the test, so the signal meets the work itself."""
+    lines = ["file"]
+    for i in range(4000):
+        link = tmp_path / "in" / f"{i}.png"
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(study / f"{i % 30:02}.png")
+        lines.append(f"in/{i}.png")
+    (tmp_path / "m.csv").write_text("\n".join(lines))
+    out = tmp_path / "out" / "o.hilum"
+    out.parent.mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "engine.extract", "--manifest", str(tmp_path / "m.csv"),
+         "-o", str(out)], stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    part = out.with_name("o.hilum.part")
+    deadline = time.monotonic() + 60
+    while not part.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert part.exists()
+    process.send_signal(stop)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "nothing half-written was left behind" in errors
+    assert "Traceback" not in errors
+    assert files_in(out.parent) == []
+
+
+def test_a_reader_that_goes_away(head: Path, study: Path) -> None:
+    result = subprocess.run(
+        ["/bin/sh", "-c", f"{sys.executable} -m engine.predict {study} --head {head} --quiet"
+         " | head -n 1"], capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert len(result.stdout.splitlines()) == 1
+    assert "Traceback" not in result.stderr
+    assert "Exception" not in result.stderr

@@ -1,0 +1,136 @@
+"""The house keeps its floors: who may import whom, and what a light import must not load."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import engine
+
+# Each floor may import itself's earlier names and every floor before it.
+FLOORS = [
+    {"formats"},
+    {"engine.errors", "engine.kernels"},
+    {"engine.images", "engine.dicom", "engine.backbone", "engine.splits", "engine.metrics",
+     "engine.calibration", "engine.manifest", "engine.models"},
+    {"engine.optimisation", "engine.pooling", "engine.heads"},
+    {"engine.features", "engine.training", "engine.prediction", "engine.phantoms"},
+    {"engine"},
+    {"engine.cli"},
+    {"engine.extract", "engine.train", "engine.evaluate", "engine.predict", "engine.demo"},
+]  # fmt: skip
+# images hands a DICOM to dicom, and dicom gives images' Picture back: one room with two doors.
+ONLY_IMPORTERS = {
+    "openvino": {"engine/backbone.py", "engine/models/build.py", "engine/models/saturation.py"},
+    "numba": {"engine/kernels"},
+    "pydicom": {"engine/dicom.py", "engine/phantoms.py"},
+    "safetensors": {"formats/head_file.py"},
+    "torch": {"engine/models/build.py", "engine/models/folding.py"},
+}
+
+
+def modules(repository: Path) -> dict[str, Path]:
+    found = {}
+    for package in ("engine", "formats"):
+        for path in sorted((repository / package).rglob("*.py")):
+            name = ".".join(path.relative_to(repository).with_suffix("").parts)
+            found[name.removesuffix(".__init__")] = path
+    return found
+
+
+def imports(path: Path) -> set[str]:
+    names = set()
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module is not None and node.level == 0:
+            names.add(node.module)
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def floor_of(module: str) -> int | None:
+    for number, floor in enumerate(FLOORS):
+        for room in floor:
+            if module == room or (room != "engine" and module.startswith(f"{room}.")):
+                return number
+    return None
+
+
+def test_every_module_has_a_floor(repository: Path) -> None:
+    homeless = [name for name in modules(repository) if floor_of(name) is None]
+    assert homeless == []
+
+
+def test_imports_go_down_only(repository: Path) -> None:
+    known = modules(repository)
+    wrong = []
+    for name, path in known.items():
+        mine = floor_of(name)
+        if name == "engine":
+            continue  # its lazy table names the floors under it; test_lazy_names holds that
+        for imported in imports(path) & known.keys():
+            theirs = floor_of(imported)
+            assert mine is not None
+            assert theirs is not None
+            if imported == "engine" and mine >= floor_of("engine.cli"):  # type: ignore[operator]
+                continue
+            if theirs > mine:
+                wrong.append(f"{name} imports {imported}")
+    assert wrong == []
+
+
+@pytest.mark.parametrize("package", sorted(ONLY_IMPORTERS))
+def test_heavy_packages_have_one_door(repository: Path, package: str) -> None:
+    users = {
+        path.relative_to(repository).as_posix()
+        for path in modules(repository).values()
+        if any(name.split(".")[0] == package for name in imports(path))
+    }
+    allowed = ONLY_IMPORTERS[package]
+    assert users, f"nothing imports {package} any more: drop the rule"
+    assert all(any(user.startswith(door) for door in allowed) for user in users), users
+
+
+@pytest.mark.parametrize("statement", ["import engine", "import engine; engine.open_container"])
+def test_light_imports_stay_light(statement: str) -> None:
+    heavy = ("numba", "openvino", "pydicom", "PIL", "torch", "matplotlib", "tqdm", "safetensors")
+    code = f"{statement}\nimport sys\nprint([m for m in {heavy!r} if m in sys.modules])"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "[]"
+
+
+def test_public_names_exist_and_are_sorted() -> None:
+    assert list(engine.__all__) == sorted(engine.__all__)
+    for name in engine.__all__:
+        assert getattr(engine, name) is not None
+    assert set(engine._HOMES) | {"__version__"} == set(engine.__all__)
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = engine.no_such_name
+
+
+def test_version_is_the_distributions(repository: Path) -> None:
+    import tomllib
+
+    project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
+    assert project["version"] == engine.__version__
+
+
+def test_texts_never_promise_what_they_must_not(repository: Path) -> None:
+    """Research use: the words that would promise a finding or anonymity appear nowhere."""
+    banned = ("diagnos", "anonymous", "anonymis", "anonymiz")
+    hits = []
+    for package in ("engine", "formats", "native"):
+        for path in (repository / package).rglob("*"):
+            if path.suffix not in {".py", ".md", ".json", ".h", ".c"}:
+                continue
+            text = path.read_text(encoding="utf-8").lower()
+            hits += [f"{path.name}: {word}" for word in banned if word in text]
+    assert hits == []
