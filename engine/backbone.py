@@ -18,12 +18,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.errors import BackboneError
+from engine.errors import BackboneError, MismatchError
 
 __all__ = ["Backbone", "Tap", "list_backbones", "load_backbone"]
 
@@ -73,7 +73,7 @@ def load_backbone(
     name: str = DEFAULT_BACKBONE,
     *,
     streams: int | None = None,
-    taps: Sequence[str] | None = None,
+    taps: Sequence[str] | Literal["all"] | None = None,
     cache_dir: str | Path | None = None,
 ) -> Backbone:
     """Load an embedded backbone, checked against its card, and compile it for this CPU.
@@ -85,8 +85,9 @@ def load_backbone(
     streams : int, optional
         How many pictures may run at once, each on one thread. Default: the CPUs this process
         may use, at most 8.
-    taps : sequence of str, optional
-        The feature maps wanted; the network stops after the last of them. Default: all.
+    taps : sequence of str or "all", optional
+        The feature maps wanted; the network stops after the last of them. Default: those of the
+        backbone's measured recipe, which need a good half of the network.
     cache_dir : str or Path, optional
         Folder for the compiled network, which makes the next start faster. Default: ``hilum`` in
         the user's cache folder; the empty string keeps nothing. A folder that cannot be
@@ -99,7 +100,9 @@ def load_backbone(
     Raises
     ------
     BackboneError
-        Unknown name or tap, missing or altered file, OpenVINO missing or refusing this CPU.
+        Unknown name, missing or altered file, OpenVINO missing or refusing this CPU.
+    MismatchError
+        A tap the backbone does not have; the message lists those it has.
     """
     if name not in list_backbones():
         raise BackboneError(
@@ -174,7 +177,12 @@ class Backbone:
         self._closed = False
         self._requests: queue.LifoQueue[Any] = queue.LifoQueue()
         for _ in range(n_streams):
-            self._requests.put(compiled.create_infer_request())
+            request = compiled.create_infer_request()
+            # The binding makes its NumPy tables at the first access to a tensor's data, under a
+            # lock that it takes with and without the interpreter's: two threads that come there
+            # together wait for each other for ever. So the first access is made here, alone.
+            _ = request.get_input_tensor(0).data
+            self._requests.put(request)
 
     def __repr__(self) -> str:
         return (
@@ -302,15 +310,19 @@ def _checked_card(name: str) -> tuple[dict[str, Any], str]:
 _CURE = "install hilum again (in a checkout: git checkout -- engine/models)"
 
 
-def _checked_taps(name: str, card: dict[str, Any], taps: Sequence[str] | None) -> tuple[str, ...]:
+def _checked_taps(
+    name: str, card: dict[str, Any], taps: Sequence[str] | Literal["all"] | None
+) -> tuple[str, ...]:
     valid = [tap["name"] for tap in card["taps"]]
-    if taps is None:
+    if taps == "all":
         return tuple(valid)
+    if taps is None:
+        taps = [part.partition(":")[0] for part in card["default_taps"].split(",")]
     wanted = [taps] if isinstance(taps, str) else list(taps)
     unknown = [tap for tap in wanted if tap not in valid]
     if unknown or not wanted:
         found = f"unknown tap {unknown[0]!r}" if unknown else "no tap was asked for"
-        raise BackboneError(f"backbone {name}: {found}; it has: {', '.join(valid)}")
+        raise MismatchError(f"backbone {name}: {found}; it has: {', '.join(valid)}")
     return tuple(tap for tap in valid if tap in wanted)
 
 

@@ -127,14 +127,22 @@ def _extract(command_line: argparse.ArgumentParser, arguments: argparse.Namespac
     from tqdm import tqdm
 
     import engine
-    from engine.features import Extraction, extract_features
+    from engine.features import Extraction, choose_blocks, extract_features, tap_names
 
     if arguments.backbone not in engine.list_backbones():
         command_line.error(
             f"no backbone {arguments.backbone!r}; choose from {', '.join(engine.list_backbones())}"
         )
     about = _about(command_line, arguments.about)
-    backbone = engine.load_backbone(arguments.backbone, streams=arguments.threads)
+    try:
+        backbone = engine.load_backbone(
+            arguments.backbone,
+            streams=arguments.threads,
+            taps=tap_names(arguments.taps) if arguments.taps else None,
+        )
+        choose_blocks(backbone, arguments.taps, arguments.pooling)
+    except engine.MismatchError as error:
+        command_line.error(str(error))
     extraction = Extraction()
     with tqdm(unit="image", disable=arguments.quiet or None, leave=False, file=sys.stderr) as bar:
 

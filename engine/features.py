@@ -19,6 +19,7 @@ from engine.errors import (
     EngineError,
     ImageError,
     ManifestError,
+    MismatchError,
     SplitError,
 )
 from engine.images import Preprocessing, preprocess, read_picture
@@ -224,6 +225,22 @@ def extract_features(
     return formats.open_container(out)
 
 
+def tap_names(taps: str) -> tuple[str, ...]:
+    """Read the names of the taps out of a ``--taps`` text.
+
+    Parameters
+    ----------
+    taps : str
+        ``"block10:mean+std,final"``.
+
+    Returns
+    -------
+    tuple of str
+        Each once, in their order.
+    """
+    return tuple(dict.fromkeys(part.partition(":")[0].strip() for part in taps.split(",")))
+
+
 def choose_blocks(
     backbone: Backbone, taps: str | None = None, pooling: str | None = None
 ) -> tuple[Block, ...]:
@@ -249,10 +266,17 @@ def choose_blocks(
         A tap or pooling the backbone does not have; the message lists the valid ones.
     """
     channels = {name: tap.channels for name, tap in backbone.taps.items()}
+    if taps is not None:
+        for tap in tap_names(taps):
+            if tap not in channels and any(tap == known["name"] for known in backbone.card["taps"]):
+                raise MismatchError(
+                    f"backbone {backbone.name} was loaded without tap {tap!r}; load it with "
+                    f"taps={list(tap_names(taps))}"
+                )
     if taps is None:
         taps = backbone.default_taps
         if pooling is not None:
-            taps = ",".join(dict.fromkeys(part.split(":")[0] for part in taps.split(",")))
+            taps = ",".join(tap_names(taps))
     return parse_taps(taps, pooling, channels)
 
 

@@ -389,9 +389,11 @@ def preprocess(picture: Picture, preprocessing: Preprocessing) -> NDArray[np.uin
     small = Image.fromarray(np.ascontiguousarray(picture.pixels)).resize(
         (inner_width, inner_height), filters[preprocessing.filter], box=box
     )
-    inner = np.asarray(small)
     if preprocessing.low_percentile is not None and preprocessing.high_percentile is not None:
-        inner = _stretch(inner, preprocessing.low_percentile, preprocessing.high_percentile)
+        small = _stretch(small, preprocessing.low_percentile, preprocessing.high_percentile)
+    inner = np.asarray(small)
+    if inner.shape == (height, width):
+        return inner[np.newaxis]
     out = np.zeros((1, height, width), dtype=np.uint8)
     top, left = (height - inner_height) // 2, (width - inner_width) // 2
     out[0, top : top + inner_height, left : left + inner_width] = inner
@@ -798,14 +800,14 @@ def _gray_pixels(
     return np.asarray(image), bits
 
 
-def _stretch(pixels: NDArray[np.uint8], low: float, high: float) -> NDArray[np.uint8]:
+def _stretch(image: Image.Image, low: float, high: float) -> Image.Image:
     """Spread the grey levels between two percentiles over 0 to 255, in whole numbers."""
-    at_or_below = np.cumsum(np.bincount(pixels.ravel(), minlength=256))
-    bottom = int(np.argmax(at_or_below > low / 100 * pixels.size))
-    top = int(np.argmax(at_or_below >= high / 100 * pixels.size))
+    at_or_below = np.cumsum(image.histogram())
+    n_pixels = int(at_or_below[-1])
+    bottom = int(np.argmax(at_or_below > low / 100 * n_pixels))
+    top = int(np.argmax(at_or_below >= high / 100 * n_pixels))
     if top <= bottom:
-        return pixels
+        return image
     span = top - bottom
     levels = np.clip(np.arange(256) - bottom, 0, span)
-    table = ((2 * 255 * levels + span) // (2 * span)).astype(np.uint8)
-    return table[pixels]
+    return image.point(((2 * 255 * levels + span) // (2 * span)).tolist())

@@ -200,10 +200,12 @@ def test_dtypes_hold_the_same_features(
 
 
 def test_unknown_taps_list_the_valid_ones(backbone: Backbone) -> None:
-    with pytest.raises(MismatchError, match=r"unknown tap 'block99'.*final"):
+    with pytest.raises(MismatchError, match=r"unknown tap 'block99'.*block10"):
         choose_blocks(backbone, "block99")
     with pytest.raises(MismatchError, match=r"unknown pooling 'median'.*mean"):
-        choose_blocks(backbone, "final", "median")
+        choose_blocks(backbone, "block10", "median")
+    with pytest.raises(MismatchError, match=r"loaded without tap 'final'; load it with taps="):
+        choose_blocks(backbone, "block10,final")
     assert {block.pooling for block in choose_blocks(backbone, None, "max")} == {"max"}
 
 

@@ -192,7 +192,8 @@ import sys
 import numpy as np
 from engine.backbone import load_backbone
 pictures = np.load(sys.argv[1])
-np.savez(sys.argv[3], **load_backbone(sys.argv[2], streams=1, cache_dir="").infer(pictures))
+loaded = load_backbone(sys.argv[2], streams=1, taps="all", cache_dir="")
+np.savez(sys.argv[3], **loaded.infer(pictures))
 """
 
 
