@@ -96,6 +96,11 @@ EXPECTED = [
 ]
 
 
+def too_wide(line: str) -> bool:
+    """Whether a line breaks the 80 columns; a command is as long as the interpreter's path."""
+    return len(line) > 80 and " -m engine." not in line
+
+
 def test_whole_way(
     embedded: Path,
     tmp_path: Path,
@@ -124,7 +129,7 @@ def test_whole_way(
     for name in ("accuracy", "AUROC, mean of classes", *(f"AUROC {name}" for name in CLASSES)):
         line = next(line for line in out.splitlines() if line.strip().startswith(name))
         assert "[" in line  # with its interval
-    assert [line for line in out.splitlines() if len(line) > 80] == []
+    assert [line for line in out.splitlines() if too_wide(line)] == []
     assert out.count(" s\n") == 5  # a time for each step
     assert "%" not in err  # no bar where nobody looks
 
@@ -267,7 +272,7 @@ def test_the_command_itself(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     assert "Kermany" in result.stdout and "CC BY 4.0" in result.stdout
-    assert [line for line in result.stdout.splitlines() if len(line) > 80] == []
+    assert [line for line in result.stdout.splitlines() if too_wide(line)] == []
     assert len(files_under(tmp_path / "hilum-demo")) == 3 + 2 * len(demo.PHANTOMS)
     assert [path.name for path in tmp_path.iterdir()] == ["hilum-demo"]
 
