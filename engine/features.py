@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import secrets
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,12 +29,17 @@ from engine.pooling import Block, blocks_to_notes, feature_width, parse_taps, po
 if TYPE_CHECKING:
     from engine.backbone import Backbone
 
-__all__ = ["Extraction", "extract_features", "feature_vector"]
+__all__ = ["Extraction", "extract_features", "feature_vector", "in_order"]
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 SPLIT_CODES = {"": 0, "train": 1, "valid": 2, "test": 3}
-# Enough finished rows in hand that a slow picture never starves the other worker, few enough that
+# Enough finished work in hand that a slow picture never starves the other worker, few enough that
 # memory stays at a handful of feature maps.
-ROWS_IN_FLIGHT_PER_WORKER = 4
+ITEMS_IN_FLIGHT_PER_WORKER = 4
+# Images decoded before the network runs; more did not make extraction faster.
+IMAGES_PER_CHUNK = 8
 UNKNOWN_SOURCE = "unknown"
 
 
@@ -83,11 +88,46 @@ def feature_vector(
     ImageError
         The file cannot be read as a picture, or is refused.
     """
-    picture = read_picture(path)
-    image = preprocess(picture, preprocessing)
-    maps = backbone.infer(image[np.newaxis])
-    vector: NDArray[np.float32] = pool_features(maps, blocks)[0]
+    (vector,) = feature_vectors([path], backbone, preprocessing, blocks)
+    if isinstance(vector, ImageError):
+        raise vector
     return vector
+
+
+def feature_vectors(
+    paths: Sequence[str | Path],
+    backbone: Backbone,
+    preprocessing: Preprocessing,
+    blocks: Sequence[Block],
+) -> list[NDArray[np.float32] | ImageError]:
+    """Compute the feature vectors of a few image files, stage after stage.
+
+    Decoding all of them before the network runs keeps each stage's code and weights in the
+    processor's cache: 5 to 10 % faster than image by image. The numbers are the same.
+
+    Parameters
+    ----------
+    paths : sequence of str or Path
+        Files; all of their network inputs are in memory at once.
+    backbone, preprocessing, blocks
+        As for :func:`feature_vector`.
+
+    Returns
+    -------
+    list of (ndarray of float32, shape (d,)) or ImageError
+        For each file its features, or why there are none.
+    """
+    inputs: list[NDArray[np.uint8]] = []
+    errors: dict[int, ImageError] = {}
+    for number, path in enumerate(paths):
+        try:
+            inputs.append(preprocess(read_picture(path), preprocessing))
+        except ImageError as error:
+            errors[number] = error
+    if not inputs:
+        return list(errors.values())
+    vectors = iter(pool_features(backbone.infer(np.stack(inputs)), blocks))
+    return [errors.get(number) or next(vectors) for number in range(len(paths))]
 
 
 def extract_features(
@@ -193,26 +233,31 @@ def extract_features(
         preprocessing_digest=preprocessing.digest,
     ) as writer:
 
-        def work(sample: Sample) -> NDArray[np.float32]:
-            return feature_vector(sample.path, backbone, preprocessing, blocks)
+        def work(chunk: Sequence[Sample]) -> list[NDArray[np.float32] | ImageError]:
+            paths = [sample.path for sample in chunk]
+            return feature_vectors(paths, backbone, preprocessing, blocks)
 
-        rows = _ordered_results(work, samples, backbone.n_streams)
-        for done, (sample, vector) in enumerate(rows, start=1):
-            failure = vector if isinstance(vector, EngineError) else None
-            if not isinstance(vector, EngineError):
-                try:
-                    writer.append(vector[np.newaxis], **table.columns_of(sample))
-                    result.n_rows += 1
-                except ContainerError:
-                    raise
-                except ValueError as too_large:  # beyond f16: this image's fault, not the disk's
-                    failure = ImageError(sample.path, str(too_large))
-            if failure is not None:
-                result.failures.append((sample.path, failure))
-                if on_failure is not None:
-                    on_failure(sample.path, failure)
-            if on_progress is not None:
-                on_progress(done, len(samples))
+        n_chunk = max(1, min(IMAGES_PER_CHUNK, len(samples) // backbone.n_streams))
+        chunks = [samples[at : at + n_chunk] for at in range(0, len(samples), n_chunk)]
+        done = 0
+        for chunk, vectors in zip(chunks, in_order(work, chunks, backbone.n_streams), strict=True):
+            for sample, vector in zip(chunk, vectors, strict=True):
+                failure = vector if isinstance(vector, ImageError) else None
+                if not isinstance(vector, ImageError):
+                    try:
+                        writer.append(vector[np.newaxis], **table.columns_of(sample))
+                        result.n_rows += 1
+                    except ContainerError:
+                        raise
+                    except ValueError as too_large:  # for f16: this image's fault, not the disk's
+                        failure = ImageError(sample.path, str(too_large))
+                if failure is not None:
+                    result.failures.append((sample.path, failure))
+                    if on_failure is not None:
+                        on_failure(sample.path, failure)
+                done += 1
+                if on_progress is not None:
+                    on_progress(done, len(samples))
         if result.n_rows == 0:
             path, first = result.failures[0]
             raise ImageError(
@@ -280,31 +325,40 @@ def choose_blocks(
     return parse_taps(taps, pooling, channels)
 
 
-def _ordered_results(
-    work: Callable[[Sample], NDArray[np.float32]], samples: Sequence[Sample], n_workers: int
-) -> Iterator[tuple[Sample, NDArray[np.float32] | EngineError]]:
-    """Yield results in the order of the samples while `n_workers` threads run ahead.
+def in_order(
+    work: Callable[[Item], Result], items: Iterable[Item], n_workers: int
+) -> Iterator[Result]:
+    """Yield the results of a few threads in the order of the items.
 
-    Decoding, inference and pooling all release the interpreter lock, so each worker keeps a core
+    Decoding, inference and pooling all release the interpreter lock, so each thread keeps a core
     busy with whatever stage its image is in: stages overlap without queues between them.
+
+    Parameters
+    ----------
+    work : callable
+        Called as ``work(item)`` in one of the threads; what it raises is raised here.
+    items : iterable
+        May be endless: at most a few items a thread are taken ahead of the results.
+    n_workers : int
+        Number of threads; with one, the caller's does the work.
+
+    Yields
+    ------
+    object
+        ``work(item)`` for each item.
     """
-    pool = ThreadPoolExecutor(n_workers, thread_name_prefix="hilum-extract")
-    pending: deque[tuple[Sample, Future[NDArray[np.float32]]]] = deque()
-    waiting = iter(samples)
+    if n_workers == 1:
+        yield from map(work, items)
+        return
+    pending: deque[Future[Result]] = deque()
+    pool = ThreadPoolExecutor(n_workers, thread_name_prefix="hilum")
     try:
-        while True:
-            while len(pending) < ROWS_IN_FLIGHT_PER_WORKER * n_workers:
-                sample = next(waiting, None)
-                if sample is None:
-                    break
-                pending.append((sample, pool.submit(work, sample)))
-            if not pending:
-                return
-            sample, future = pending.popleft()
-            try:
-                yield sample, future.result()
-            except ImageError as error:
-                yield sample, error
+        for item in items:
+            pending.append(pool.submit(work, item))
+            if len(pending) >= ITEMS_IN_FLIGHT_PER_WORKER * n_workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

@@ -158,9 +158,14 @@ def _folder_samples(folder: Path) -> list[Sample]:
 
 
 def _unique(samples: Iterable[Sample]) -> list[Sample]:
-    seen: dict[Path, Sample] = {}
+    """Keep each file once, whatever paths lead to it; a missing one is found out when read."""
+    seen: dict[object, Sample] = {}
     for sample in samples:
-        seen.setdefault(sample.path.resolve(), sample)
+        try:
+            status = sample.path.stat()
+            seen.setdefault((status.st_dev, status.st_ino), sample)
+        except OSError:
+            seen.setdefault(sample.path, sample)
     return list(seen.values())
 
 

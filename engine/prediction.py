@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import ImageError, MismatchError, Refused
-from engine.features import ROWS_IN_FLIGHT_PER_WORKER, feature_vector
+from engine.features import feature_vector, in_order
 from engine.heads import Head, load_head
 from engine.images import Preprocessing
 from engine.pooling import Block, parse_taps, pool_features
@@ -175,21 +173,7 @@ class Predictor:
         Prediction
             One for each path.
         """
-        if self.backbone.n_streams == 1:
-            for path in paths:
-                yield self.predict(path)
-            return
-        pending: deque[Future[Prediction]] = deque()
-        pool = ThreadPoolExecutor(self.backbone.n_streams, thread_name_prefix="hilum-predict")
-        try:
-            for path in paths:
-                pending.append(pool.submit(self.predict, path))
-                if len(pending) >= ROWS_IN_FLIGHT_PER_WORKER * self.backbone.n_streams:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        yield from in_order(self.predict, paths, self.backbone.n_streams)
 
     def _answer(self, head: Head, vector: NDArray[np.float32]) -> dict[str, Any]:
         features = head.select(vector[np.newaxis], self.blocks)

@@ -139,7 +139,7 @@ def test_the_network_stops_after_the_last_tap() -> None:
 
         def spy(self: Backbone, **kwargs: Any) -> None:
             nonlocal compiled
-            compiled = kwargs["compiled"]
+            compiled = kwargs["compiled"][0]
             original(self, **kwargs)
 
         with pytest.MonkeyPatch.context() as patch:
