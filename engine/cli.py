@@ -21,7 +21,7 @@ __all__ = [
     "EXIT_MACHINE",
     "EXIT_SOME_FAILED",
     "EXIT_USAGE",
-    "HelpFormatter",
+    "command_line",
     "evaluation_table",
     "main",
     "positive",
@@ -55,11 +55,34 @@ COMMANDS = {
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Keep the line breaks of examples and leave room for long option names."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=28, width=96)
+
+
+def command_line(name: str, description: str, epilog: str) -> argparse.ArgumentParser:
+    """Make the parser of a command, with the exit codes at the end of its help.
+
+    Parameters
+    ----------
+    name : str
+        As in ``python -m engine.NAME``.
+    description, epilog : str
+        What it does; examples and what to know.
+
+    Returns
+    -------
+    argparse.ArgumentParser
+        Without options yet.
+    """
+    return argparse.ArgumentParser(
+        prog=f"python -m engine.{name}",
+        description=description,
+        epilog=f"{epilog}\n\n{EXIT_CODES}",
+        formatter_class=_HelpFormatter,
+    )
 
 
 def report(message: str) -> None:

@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.cli import (
-    EXIT_CODES,
     EXIT_DONE,
     EXIT_SOME_FAILED,
-    HelpFormatter,
+    command_line,
     evaluation_table,
     report,
     run,
@@ -36,16 +35,14 @@ Show the whole way without an X-ray of your own, and without the internet: open 
 container of real features, cross-validate and train a head on it, draw synthetic X-rays (PNG and
 DICOM), extract and predict them. Takes some seconds. Research use only."""
 
-EPILOG = f"""\
+EPILOG = """\
 examples:
   python -m engine.demo
       into a new folder hilum-demo here; in a temporary one if this folder may not be written to
   python -m engine.demo --output-dir /tmp/try
       into a folder of your choice; files of an earlier demo there are replaced
 
-The synthetic X-rays show nobody, and an answer to them means nothing.
-
-{EXIT_CODES}"""
+The synthetic X-rays show nobody, and an answer to them means nothing."""
 
 FOLDER = "hilum-demo"
 FOLDS = 5
@@ -102,12 +99,7 @@ class _Pair:
 
 def parser() -> argparse.ArgumentParser:
     """Build the command line."""
-    result = argparse.ArgumentParser(
-        prog="python -m engine.demo",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=HelpFormatter,
-    )
+    result = command_line("demo", DESCRIPTION, EPILOG)
     add = result.add_argument
     where = f"folder for the files, made if missing (default: a new {FOLDER})"
     add("--output-dir", metavar="DIR", help=where)

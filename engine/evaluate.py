@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engine.cli import (
-    EXIT_CODES,
     EXIT_DONE,
-    HelpFormatter,
+    command_line,
     evaluation_table,
     report,
     run,
@@ -22,23 +21,16 @@ Judge a head on the rows of a container that it was not trained on: the test row
 marks, else all rows (then make sure that the container is not the one it was trained from).
 Nothing is tuned here. Research use only."""
 
-EPILOG = f"""\
+EPILOG = """\
 example:
   python -m engine.evaluate chest.safetensors other-hospital.hilum --json result.json
 
-Head and container must come from the same backbone and preprocessing; strangers are refused.
-
-{EXIT_CODES}"""
+Head and container must come from the same backbone and preprocessing; strangers are refused."""
 
 
 def parser() -> argparse.ArgumentParser:
     """Build the command line."""
-    result = argparse.ArgumentParser(
-        prog="python -m engine.evaluate",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=HelpFormatter,
-    )
+    result = command_line("evaluate", DESCRIPTION, EPILOG)
     add = result.add_argument
     add("head", metavar="HEAD.safetensors", help="trained head")
     add("data", metavar="DATA.hilum", help="container to judge it on")
@@ -65,11 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         Exit code.
     """
-    command_line = parser()
-    arguments = command_line.parse_args(argv)
+    options = parser()
+    arguments = options.parse_args(argv)
     for path in (arguments.head, arguments.data):
         if not Path(path).exists():
-            command_line.error(f"{path}: there is no such file; check the spelling")
+            options.error(f"{path}: there is no such file; check the spelling")
     return run(lambda: _evaluate(arguments))
 
 

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.cli import (
-    EXIT_CODES,
     EXIT_DONE,
     EXIT_SOME_FAILED,
-    HelpFormatter,
+    command_line,
     positive,
     report,
     run,
@@ -27,7 +26,7 @@ Run a pretrained network over X-rays once and keep its pooled output in a contai
 with features, labels, splits and patient groups, without pixels, names or file names. Heads are
 trained from it in seconds, on any PC, without the images (see python -m engine.train)."""
 
-EPILOG = f"""\
+EPILOG = """\
 examples:
   python -m engine.extract xrays/ -o chest.hilum
       xrays/normal/*.png and xrays/pneumonia/*.dcm: the sub-folders' names are the labels
@@ -41,19 +40,12 @@ empty label means no finding and "A?" an uncertain one.
 
 A container is derived from health images: treat it as pseudonymised personal data unless the
 controller documents otherwise for a named recipient. Rows are shuffled; patient identifiers,
-dates and file names are not stored. Research use only.
-
-{EXIT_CODES}"""
+dates and file names are not stored. Research use only."""
 
 
 def parser() -> argparse.ArgumentParser:
     """Build the command line."""
-    result = argparse.ArgumentParser(
-        prog="python -m engine.extract",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=HelpFormatter,
-    )
+    result = command_line("extract", DESCRIPTION, EPILOG)
     add = result.add_argument
     add("source", nargs="*", metavar="SOURCE", help="image files and folders of images")
     add("-o", "--output", required=True, metavar="OUT.hilum", help="container to write")
@@ -116,24 +108,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         Exit code.
     """
-    command_line = parser()
-    arguments = command_line.parse_args(argv)
+    options = parser()
+    arguments = options.parse_args(argv)
     if not arguments.source and arguments.manifest is None:
-        command_line.error("give image files or folders, or --manifest")
-    return run(lambda: _extract(command_line, arguments))
+        options.error("give image files or folders, or --manifest")
+    return run(lambda: _extract(options, arguments))
 
 
-def _extract(command_line: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
+def _extract(options: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     import engine
     from engine.features import Extraction, choose_blocks, extract_features, tap_names
 
     if arguments.backbone not in engine.list_backbones():
-        command_line.error(
+        options.error(
             f"no backbone {arguments.backbone!r}; choose from {', '.join(engine.list_backbones())}"
         )
-    about = _about(command_line, arguments.about)
+    about = _about(options, arguments.about)
     try:
         backbone = engine.load_backbone(
             arguments.backbone,
@@ -142,7 +134,7 @@ def _extract(command_line: argparse.ArgumentParser, arguments: argparse.Namespac
         )
         choose_blocks(backbone, arguments.taps, arguments.pooling)
     except engine.MismatchError as error:
-        command_line.error(str(error))
+        options.error(str(error))
     extraction = Extraction()
     with tqdm(unit="image", disable=arguments.quiet or None, leave=False, file=sys.stderr) as bar:
 
@@ -180,17 +172,17 @@ def _extract(command_line: argparse.ArgumentParser, arguments: argparse.Namespac
     return EXIT_DONE
 
 
-def _about(command_line: argparse.ArgumentParser, path: str | None) -> dict[str, Any] | None:
+def _about(options: argparse.ArgumentParser, path: str | None) -> dict[str, Any] | None:
     if path is None:
         return None
     try:
         about = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
-        command_line.error(f"{path}: not JSON ({error})")
+        options.error(f"{path}: not JSON ({error})")
     except OSError as error:
-        command_line.error(f"{path}: {error.strerror}")
+        options.error(f"{path}: {error.strerror}")
     if not isinstance(about, dict):
-        command_line.error(f"{path}: expected a JSON object with keys such as title and licence")
+        options.error(f"{path}: expected a JSON object with keys such as title and licence")
     return about
 
 

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.cli import (
-    EXIT_CODES,
     EXIT_DONE,
     EXIT_SOME_FAILED,
-    HelpFormatter,
+    command_line,
     positive,
     report,
     run,
@@ -30,26 +29,19 @@ Predict images with one or several heads on one pass of their backbone. Prints o
 line: input, status (ok, refused, error), reason, heads (name: label, probabilities, threshold,
 notice), backbone, milliseconds. Works offline. Research use only."""
 
-EPILOG = f"""\
+EPILOG = """\
 examples:
   python -m engine.predict study.dcm
       with the embedded demonstration head (children of 1 to 5 years; a demonstration, no more)
   python -m engine.predict inbox/ --head chest.safetensors --output-dir results/
       every image of a folder; results/NAME.json each, written whole or not at all
   find /archive -name '*.dcm' | python -m engine.predict - --head a.safetensors --head b.safetensors
-      "-" takes paths from standard input, one a line, and answers each as it comes
-
-{EXIT_CODES}"""
+      "-" takes paths from standard input, one a line, and answers each as it comes"""
 
 
 def parser() -> argparse.ArgumentParser:
     """Build the command line."""
-    result = argparse.ArgumentParser(
-        prog="python -m engine.predict",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=HelpFormatter,
-    )
+    result = command_line("predict", DESCRIPTION, EPILOG)
     add = result.add_argument
     add(
         "input",
@@ -98,16 +90,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         Exit code.
     """
-    command_line = parser()
-    arguments = command_line.parse_args(argv)
-    return run(lambda: _predict(command_line, arguments))
+    options = parser()
+    arguments = options.parse_args(argv)
+    return run(lambda: _predict(options, arguments))
 
 
-def _predict(command_line: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
+def _predict(options: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     for head in arguments.head or ():
         if not Path(head).exists():
-            command_line.error(f"{head}: there is no such head file; check the spelling")
-    paths, total = _inputs(command_line, arguments.input)
+            options.error(f"{head}: there is no such head file; check the spelling")
+    paths, total = _inputs(options, arguments.input)
     output_dir = None
     if arguments.output_dir is not None:
         output_dir = _Results(Path(arguments.output_dir))
@@ -146,14 +138,14 @@ def _predict(command_line: argparse.ArgumentParser, arguments: argparse.Namespac
 
 
 def _inputs(
-    command_line: argparse.ArgumentParser, inputs: Sequence[str]
+    options: argparse.ArgumentParser, inputs: Sequence[str]
 ) -> tuple[Iterable[str | Path], int | None]:
     """List the files to predict, or stream them when ``-`` is among the inputs."""
     from engine.images import find_images
 
     if "-" in inputs:
         if len(inputs) > 1:
-            command_line.error("- takes every path from standard input; give it alone")
+            options.error("- takes every path from standard input; give it alone")
         return _standard_input(), None
     paths: list[str | Path] = []
     for text in inputs:
@@ -161,7 +153,7 @@ def _inputs(
         if path.is_dir():
             found = find_images(path)
             if not found:
-                command_line.error(f"{text}: no PNG, JPEG, TIFF or DICOM file in this folder")
+                options.error(f"{text}: no PNG, JPEG, TIFF or DICOM file in this folder")
             paths.extend(found)
         else:
             paths.append(text)  # a missing file is answered with status error, like any bad file

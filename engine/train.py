@@ -10,9 +10,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from engine.cli import (
-    EXIT_CODES,
     EXIT_DONE,
-    HelpFormatter,
+    command_line,
     evaluation_table,
     positive,
     report,
@@ -25,7 +24,7 @@ touched; rows marked valid decide when to stop and how to calibrate (without any
 patients does). Folds never split a patient, and the same seed gives the same head, bit by bit.
 Research use only."""
 
-EPILOG = f"""\
+EPILOG = """\
 examples:
   python -m engine.train chest.hilum -o chest.safetensors
   python -m engine.train chest.hilum -o chest.safetensors --cv 5 --json chest.json
@@ -34,19 +33,12 @@ examples:
 
 The JSON holds n_rows, n_groups, classes, accuracy, auroc_macro, auroc (class: value) and ci95
 (metric: [low, high]); with --cv over the pooled out-of-fold predictions, without it over the rows
-that also set the calibration, which flatters a little: use --cv, or engine.evaluate on test rows.
-
-{EXIT_CODES}"""
+that also set the calibration, which flatters a little: use --cv, or engine.evaluate."""
 
 
 def parser() -> argparse.ArgumentParser:
     """Build the command line."""
-    result = argparse.ArgumentParser(
-        prog="python -m engine.train",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=HelpFormatter,
-    )
+    result = command_line("train", DESCRIPTION, EPILOG)
     add = result.add_argument
     add(
         "data",
@@ -128,14 +120,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         Exit code.
     """
-    command_line = parser()
-    arguments = command_line.parse_args(argv)
+    options = parser()
+    arguments = options.parse_args(argv)
     for path in arguments.data:
         if not Path(path).exists():
-            command_line.error(f"{path}: there is no such container; check the spelling")
+            options.error(f"{path}: there is no such container; check the spelling")
     for path in (arguments.output, arguments.json):
         if path is not None and not Path(path).resolve().parent.is_dir():
-            command_line.error(f"{path}: its folder does not exist; make it first")
+            options.error(f"{path}: its folder does not exist; make it first")
     return run(lambda: _train(arguments))
 
 

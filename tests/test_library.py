@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -164,8 +166,38 @@ def test_interface_version_is_compared(monkeypatch):
 
 def test_missing_declarations_say_what_to_do(monkeypatch):
     monkeypatch.setitem(sys.modules, "formats._hilum", None)
+    monkeypatch.setattr(sys, "path", [])
     with pytest.raises(ImportError, match=r"compiled reader is missing.*pip install -e \."):
         _library._load()
+
+
+def test_a_checkout_finds_the_reader_of_a_plain_install(tmp_path, repository):
+    """As after `pip install .`: sources in the working folder, generated files elsewhere."""
+    from formats import _hilum
+
+    site, checkout = tmp_path / "site" / "formats", tmp_path / "checkout" / "formats"
+    site.mkdir(parents=True)
+    generated = Path(_hilum.__file__)
+    for path in (generated, *generated.parent.glob("libhilum.*")):
+        shutil.copy(path, site)
+    ignored = shutil.ignore_patterns("_hilum.py", "libhilum*", "golden", "__pycache__")
+    shutil.copytree(repository / "formats", checkout, ignore=ignored)
+    code = "import formats._library as l; print(l.__file__); print(l.crc32c(b'123456789'))"
+    done = subprocess.run(
+        # -S: no editable install may come to the help of this one.
+        [sys.executable, "-S", "-c", code],
+        cwd=checkout.parent,
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(
+                [str(checkout.parent), str(site.parent), *(p for p in sys.path if "packages" in p)]
+            ),
+        },
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == [str(checkout / "_library.py"), str(0xE3069283)]
 
 
 def test_missing_library_says_what_to_do(monkeypatch, tmp_path):
