@@ -30,9 +30,10 @@ if TYPE_CHECKING:
     )
     from engine.features import extract_features
     from engine.heads import Head, load_head
-    from engine.images import Picture, Preprocessing, preprocess, read_picture
+    from engine.images import Preprocessing, preprocess, read_picture
     from engine.manifest import Sample, collect_samples, read_manifest
     from engine.metrics import Evaluation
+    from engine.picture import Picture
     from engine.prediction import Prediction, Predictor, predict_images
     from engine.training import cross_validate, evaluate_head, fit_head
     from formats import Container, open_container
@@ -52,7 +53,7 @@ _HOMES = {
     "ManifestError": "engine.errors",
     "MismatchError": "engine.errors",
     "NotesError": "engine.errors",
-    "Picture": "engine.images",
+    "Picture": "engine.picture",
     "Prediction": "engine.prediction",
     "Predictor": "engine.prediction",
     "Preprocessing": "engine.images",

@@ -39,7 +39,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import ImageError, Refused
-from engine.images import (
+from engine.picture import (
     MAX_PIXELS,
     Picture,
     check_size,

@@ -10,15 +10,11 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-import logging
 import os
 import stat
-import sys
-import threading
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -28,6 +24,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import ImageError, Refused
+from engine.picture import (
+    MAX_PIXELS,
+    Picture,
+    check_size,
+    finish_picture,
+    look_up,
+    quiet_decoders,
+    scale_to_8_bits,
+    sniff,
+)
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -36,9 +42,6 @@ __all__ = [
     "FILTERS",
     "FITS",
     "IMAGE_SUFFIXES",
-    "MAX_PIXELS",
-    "MIN_SIDE",
-    "Picture",
     "Preprocessing",
     "find_images",
     "preprocess",
@@ -48,12 +51,6 @@ __all__ = [
 IMAGE_SUFFIXES = (".dcm", ".dicom", ".jpeg", ".jpg", ".png", ".tif", ".tiff")
 """Names :func:`find_images` takes without looking inside, in lower case."""
 
-MAX_PIXELS = 100_000_000
-"""Largest picture that is decoded, pixels; a flat panel has 9 to 20 million. Bounds memory to a
-few hundred MB whatever a header claims."""
-
-MIN_SIDE = 64
-"""Shorter side below which a picture is refused, pixels: thumbnails and icons."""
 
 FITS = ("crop", "pad", "stretch")
 """What :class:`Preprocessing` may do with a picture of another shape than the input."""
@@ -64,32 +61,6 @@ FILTERS = ("bicubic", "bilinear", "box", "hamming", "lanczos")
 SUPPORTED = "PNG, JPEG, TIFF and DICOM"
 
 _HEAD_BYTES = 1024
-
-
-@dataclass(frozen=True, eq=False)
-class Picture:
-    """One X-ray as a viewer would show it.
-
-    Parameters
-    ----------
-    pixels : ndarray, uint8, shape (h, w)
-        Larger is brighter; air is black and bone is white.
-    path : Path
-        The file it came from.
-    format : str
-        ``"png"``, ``"jpeg"``, ``"tiff"`` or ``"dicom"``, by content.
-    stored_bits : int
-        Bits of a stored sample that carry the picture.
-    about : dict
-        Facts that identify nobody, from closed vocabularies; a key is missing where the file does
-        not say. ``notes`` (list of str) tells what had to be repaired or assumed.
-    """
-
-    pixels: NDArray[np.uint8]
-    path: Path
-    format: str
-    stored_bits: int
-    about: dict[str, Any] = field(default_factory=dict)
 
 
 def read_picture(path: str | PathLike[str]) -> Picture:
@@ -137,33 +108,6 @@ def read_picture(path: str | PathLike[str]) -> Picture:
             "(the content decides, not the name); convert it or leave it out",
         )
     return _read_with_pillow(file, kind)
-
-
-def sniff(head: bytes) -> str | None:
-    """Tell a supported format by the first bytes of a file.
-
-    Parameters
-    ----------
-    head : bytes
-        The first kilobyte, or the whole file if it is shorter.
-
-    Returns
-    -------
-    str or None
-        ``"dicom"``, ``"png"``, ``"jpeg"``, ``"tiff"``, or None for anything else.
-    """
-    # DICOM first: its 128-byte preamble may hold another format's header (PS3.10 section 7.1).
-    if head[128:132] == b"DICM":
-        return "dicom"
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "png"
-    if head.startswith(b"\xff\xd8\xff"):
-        return "jpeg"
-    if head.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
-        return "tiff"
-    if _looks_like_bare_dataset(head):
-        return "dicom"
-    return None
 
 
 def find_images(folder: str | PathLike[str]) -> list[Path]:
@@ -400,158 +344,6 @@ def preprocess(picture: Picture, preprocessing: Preprocessing) -> NDArray[np.uin
     return out
 
 
-def finish_picture(picture: Picture) -> Picture:
-    """Refuse a picture that shows nothing; the last step of reading, whatever the format.
-
-    Parameters
-    ----------
-    picture : Picture
-        Freshly read.
-
-    Returns
-    -------
-    Picture
-        The same.
-
-    Raises
-    ------
-    Refused
-        ``too_small`` or ``blank``.
-    """
-    rows, columns = picture.pixels.shape
-    if min(rows, columns) < MIN_SIDE:
-        raise Refused(
-            picture.path,
-            "too_small",
-            f"{columns} x {rows} pixels, expected at least {MIN_SIDE} on the shorter side; "
-            "use the original picture, not a thumbnail",
-        )
-    if picture.pixels.min() == picture.pixels.max():
-        raise Refused(
-            picture.path,
-            "blank",
-            f"every pixel has the same grey level ({int(picture.pixels[0, 0])}), expected an "
-            "X-ray; look at the file in a viewer",
-        )
-    return picture
-
-
-def check_size(path: Path, columns: int, rows: int) -> None:
-    """Refuse to decode what would not fit in memory, before anything is allocated.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-    columns, rows : int
-        Size the header claims, pixels.
-
-    Raises
-    ------
-    ImageError
-        More than :data:`MAX_PIXELS`, or nothing at all.
-    """
-    if columns < 1 or rows < 1:
-        raise ImageError(path, f"its header says {columns} x {rows} pixels; export it again")
-    if columns * rows > MAX_PIXELS:
-        raise ImageError(
-            path,
-            f"its header says {columns} x {rows} pixels, more than the {MAX_PIXELS:,} that are "
-            "read; reduce it to a normal X-ray size, or export it again if the header is wrong",
-        )
-
-
-def scale_to_8_bits(
-    values: NDArray[Any], low: float, high: float, *, invert: bool = False
-) -> NDArray[np.uint8]:
-    """Spread values linearly over 0 to 255, rounding halves up and clipping what lies outside.
-
-    Parameters
-    ----------
-    values : ndarray, any real dtype
-        Samples.
-    low, high : float
-        Values that become 0 and 255, ``low < high``.
-    invert : bool, optional
-        Turn black and white around.
-
-    Returns
-    -------
-    ndarray, uint8
-        Of the same shape.
-    """
-    scaled = (values.astype(np.float64) - low) * (255.0 / (high - low))
-    levels = np.floor(np.clip(scaled, 0.0, 255.0) + 0.5).astype(np.uint8)
-    return 255 - levels if invert else levels
-
-
-def look_up(table: NDArray[np.uint8], codes: NDArray[Any]) -> NDArray[np.uint8]:
-    """Replace each sample by its entry in a table.
-
-    Parameters
-    ----------
-    table : ndarray, uint8, shape (n_values,)
-        Grey level of every value a sample can have.
-    codes : ndarray, unsigned integers, shape (h, w)
-        Samples, each less than ``n_values``.
-
-    Returns
-    -------
-    ndarray, uint8, shape (h, w)
-        ``table[codes]``, made row by row: NumPy widens an index to eight bytes, which for a whole
-        picture would take more memory than everything else together.
-    """
-    out = np.empty(codes.shape, dtype=np.uint8)
-    for row, codes_row in zip(out, codes, strict=True):
-        # "wrap" and "clip" skip the buffering that "raise" needs; no index is out of range.
-        table.take(codes_row, out=row, mode="clip")
-    return out
-
-
-_quiet_lock = threading.Lock()
-_quiet_state: dict[str, Any] = {"depth": 0}
-
-
-@contextmanager
-def quiet_decoders() -> Iterator[None]:
-    """Keep warnings and log lines of Pillow and pydicom from the user.
-
-    They quote values of the file, which may be a patient's, and become exceptions where warnings
-    are errors; what matters of them is checked here and told in our own words. Usable from many
-    threads at once, which :func:`warnings.catch_warnings` alone is not: the first to enter
-    installs the filter and the last to leave restores what was there.
-    """
-    if getattr(sys.flags, "context_aware_warnings", False):  # filters are the thread's own
-        with warnings.catch_warnings():
-            _ignore_decoder_warnings()
-            yield
-        return
-    with _quiet_lock:
-        if _quiet_state["depth"] == 0:
-            _quiet_state["catcher"] = catcher = warnings.catch_warnings()
-            catcher.__enter__()
-            _ignore_decoder_warnings()
-            _quiet_state["loggers"] = []
-            for name in ("pydicom", "PIL"):
-                logger = logging.getLogger(name)
-                _quiet_state["loggers"].append((logger, logger.propagate))
-                logger.propagate = False
-        _quiet_state["depth"] += 1
-    try:
-        yield
-    finally:
-        with _quiet_lock:
-            _quiet_state["depth"] -= 1
-            if _quiet_state["depth"] == 0:
-                for logger, propagate in _quiet_state["loggers"]:
-                    logger.propagate = propagate
-                _quiet_state["catcher"].__exit__(None, None, None)
-
-
-def _ignore_decoder_warnings() -> None:
-    warnings.filterwarnings("ignore", module=r"(PIL|pydicom)(\.|$)")
-
-
 def _read_head(path: Path) -> bytes:
     try:
         status = path.stat()
@@ -642,38 +434,6 @@ def _describe_stranger(head: bytes) -> str:
                 return "is XML"
             return "is JSON text" if start.startswith(("{", "[")) else "is a text file"
     return "holds bytes of no known format"
-
-
-def _looks_like_bare_dataset(head: bytes) -> bool:
-    """Tell a DICOM data set written without preamble by walking its first elements.
-
-    PS3.10 section 7.1 requires the preamble, but archives and old modalities leave it out. Three
-    elements in ascending order, of group 0002 or 0008 and with plausible value representations
-    or lengths, are asked for; no picture or text passes that.
-    """
-    offset, count, previous = 0, 0, 0
-    while count < 4 and offset + 8 <= len(head):
-        group = int.from_bytes(head[offset : offset + 2], "little")
-        element = int.from_bytes(head[offset + 2 : offset + 4], "little")
-        tag = group << 16 | element
-        if group not in (0x0002, 0x0008) or (count and tag <= previous):
-            return False
-        vr = head[offset + 4 : offset + 6]
-        if vr in (b"OB", b"OW", b"SQ", b"UN", b"UT", b"UC", b"UR"):
-            length = int.from_bytes(head[offset + 8 : offset + 12], "little")
-            start = offset + 12
-        elif vr.isalpha() and vr.isupper():
-            length = int.from_bytes(head[offset + 6 : offset + 8], "little")
-            start = offset + 8
-        else:
-            length = int.from_bytes(head[offset + 4 : offset + 8], "little")
-            start = offset + 8
-        if length == 0xFFFFFFFF:  # a sequence: what came before must do
-            break
-        if length > 0xFFFF:
-            return False
-        count, previous, offset = count + 1, tag, start + length
-    return count >= 3
 
 
 def _read_with_pillow(path: Path, kind: str) -> Picture:

@@ -21,12 +21,12 @@ from engine.images import (
     FILTERS,
     FITS,
     IMAGE_SUFFIXES,
-    Picture,
     Preprocessing,
     find_images,
     preprocess,
     read_picture,
 )
+from engine.picture import Picture
 
 ROWS, COLUMNS = 72, 96
 
