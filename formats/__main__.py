@@ -226,8 +226,9 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
     ]
     yield f"  columns        {', '.join(columns) or 'none'}"
     if facts["n_groups"] is not None:
-        clean = "no patient in two splits" if facts["group_clean"] else "splits not by patient"
-        yield f"  groups         {facts['n_groups']} patients, {clean}"
+        marked = any(column["name"] == "split" for column in facts["columns"])
+        clean = ", no patient in two splits" if facts["group_clean"] else ", PATIENTS IN TWO SPLITS"
+        yield f"  groups         {facts['n_groups']} patients{clean if marked else ''}"
     if facts["sources"]:
         yield f"  sources        {', '.join(facts['sources'])}"
     if facts["n_refused"] is not None:
