@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from engine import images
-from engine.backbone import MODELS_DIR, list_backbones
+from engine.backbone import MODELS_DIR, list_backbones, load_backbone
 from engine.models.build import RECIPES, compare_features, grid_mean
 from engine.models.folding import PIXEL_OFFSET, PIXEL_SCALE, fold_batch_norm, fold_stem
 from engine.models.saturation import (
@@ -327,6 +327,32 @@ def test_folded_network_agrees_with_the_published_one(recipe: Any) -> None:
         # Single precision carries 24 bits: the tolerance is relative to the largest value.
         largest = max(1.0, float(values.abs().max()))
         assert float((values - other).abs().max()) <= 1e-4 * largest, tap
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
+def test_int8_agrees_with_fp32(recipe: Any, xrays: Path) -> None:
+    """The committed INT8 network against the published FP32 one, on real X-rays."""
+    torch = pytest.importorskip("torch", reason="needs the extra [models]")
+    pytest.importorskip("efficientnet_lite_pytorch", reason="needs the extra [models]")
+    from engine.images import Preprocessing, preprocess, read_picture
+    from engine.models.build import load_published, tapped_network
+
+    tapped = tapped_network(load_published(recipe), recipe)
+    with load_backbone(recipe.name, streams=1, taps="all", cache_dir="") as int8:
+        rules = Preprocessing.from_dict(int8.preprocessing)
+        files = sorted((xrays / "images").iterdir())[::30]
+        pictures = np.stack([preprocess(read_picture(file), rules) for file in files])
+        found = int8.infer(pictures)
+    with torch.no_grad():
+        expected = dict(zip(found, tapped(torch.from_numpy(pictures.copy())), strict=True))
+
+    def pooled(maps: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.concatenate([maps.mean((2, 3)), maps.max((2, 3)), maps.std((2, 3))], axis=1)
+
+    for tap, maps in found.items():
+        a, b = pooled(maps), pooled(expected[tap].numpy())
+        norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+        assert ((a * b).sum(axis=1) / norms).mean() >= 0.985, tap
 
 
 # --- cards --------------------------------------------------------------------------------------
