@@ -400,6 +400,7 @@ def _compile(
             with contextlib.suppress(RuntimeError):
                 compiled = [core.import_model(blob, "CPU", _CONFIGURATION)]
         if not compiled:
+            blob = None
             model = core.read_model(MODELS_DIR / f"{name}.xml")
             _truncate(ov, model, outputs)
             compiled = [core.compile_model(model, "CPU", _CONFIGURATION)]

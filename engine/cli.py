@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import errno
 import importlib
+import io
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from engine.errors import BackboneError, EngineError, ManifestError
@@ -21,12 +23,14 @@ __all__ = [
     "EXIT_MACHINE",
     "EXIT_SOME_FAILED",
     "EXIT_USAGE",
+    "check_files",
     "command_line",
+    "count_up_to",
     "evaluation_table",
     "main",
-    "positive",
     "report",
     "run",
+    "seed",
 ]
 
 EXIT_DONE = 0
@@ -35,10 +39,12 @@ EXIT_USAGE = 2
 EXIT_MACHINE = 3
 EXIT_SIGNAL = 128
 
+MOST_THREADS = 64
+
 EXIT_CODES = """\
 exit codes:
   0  everything was done
-  1  some inputs failed or were refused; the others were done
+  1  some inputs failed or were refused; the others, if any, were done
   2  the command line, a manifest or an output folder is wrong; nothing was done
   3  this machine cannot run it (full disk, missing or unsupported part)"""
 
@@ -96,8 +102,34 @@ def report(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def positive(text: str) -> int:
-    """Read a count from the command line.
+def count_up_to(most: int) -> Callable[[str], int]:
+    """Make a reader of counts for the command line.
+
+    Parameters
+    ----------
+    most : int
+        Largest count that makes sense; more would only use up the machine.
+
+    Returns
+    -------
+    callable
+        Takes what was typed; returns 1 to `most` or raises ``argparse.ArgumentTypeError``.
+    """
+
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = 0
+        if not 1 <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {most}")
+        return value
+
+    return read
+
+
+def seed(text: str) -> int:
+    """Read a seed from the command line.
 
     Parameters
     ----------
@@ -107,20 +139,63 @@ def positive(text: str) -> int:
     Returns
     -------
     int
-        1 or more.
+        0 or more.
 
     Raises
     ------
     argparse.ArgumentTypeError
-        Not a whole number, or below 1.
+        Not a whole number, or negative.
     """
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
-    return value
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
+    return int(text)
+
+
+def check_files(
+    options: argparse.ArgumentParser, inputs: Iterable[str], outputs: Iterable[str | None]
+) -> None:
+    """End the command with advice where its files cannot be what they are named for.
+
+    Parameters
+    ----------
+    options : argparse.ArgumentParser
+        Says what is wrong and exits.
+    inputs : iterable of str
+        Files and folders that are read: they must be there.
+    outputs : iterable of (str or None)
+        Files that will be written, None is skipped: never an input, never twice the same, and
+        each in a folder that is there.
+    """
+
+    def identity(path: str) -> object:
+        try:
+            status = os.stat(path)  # noqa: PTH116 - links to one file are one file
+        except (OSError, ValueError):
+            return os.path.abspath(path)  # noqa: PTH100 - realpath would need rights on the way
+        return (status.st_dev, status.st_ino)
+
+    read = set()
+    for path in inputs:
+        read.add(identity(path))
+        try:
+            os.stat(path)  # noqa: PTH116 - raises where Path.exists only says no
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            options.error(f"{path}: {reason}; check the spelling")
+    written: set[object] = set()
+    for path in [output for output in outputs if output is not None]:
+        if Path(path).name in ("", ".."):
+            options.error(f"{path!r} names no file to write; name one")
+        if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir may raise
+            options.error(f"{path}: is a folder; name a file in it")
+        if not os.path.isdir(os.path.dirname(path) or "."):  # noqa: PTH112, PTH120
+            options.error(f"{path}: its folder does not exist; make it first")
+        file = identity(path)
+        if file in read:
+            options.error(f"{path}: is an input and would be replaced; name another output")
+        if file in written:
+            options.error(f"{path}: is named for two outputs; name another for one of them")
+        written.add(file)
 
 
 def evaluation_table(figures: Mapping[str, Any]) -> str:
@@ -198,6 +273,10 @@ def run(command: Callable[[], int]) -> int:
     int
         Exit code of the process.
     """
+    # File names need not be text: they are read as they are, and printed escaped.
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
     previous = None
     try:
         previous = signal.signal(signal.SIGTERM, _terminated)

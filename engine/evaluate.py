@@ -6,10 +6,10 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from engine.cli import (
     EXIT_DONE,
+    check_files,
     command_line,
     evaluation_table,
     report,
@@ -59,9 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     options = parser()
     arguments = options.parse_args(argv)
-    for path in (arguments.head, arguments.data):
-        if not Path(path).exists():
-            options.error(f"{path}: there is no such file; check the spelling")
+    check_files(options, (arguments.head, arguments.data), (arguments.json,))
     return run(lambda: _evaluate(arguments))
 
 

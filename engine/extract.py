@@ -12,10 +12,14 @@ from typing import TYPE_CHECKING, Any
 from engine.cli import (
     EXIT_DONE,
     EXIT_SOME_FAILED,
+    EXIT_USAGE,
+    MOST_THREADS,
+    check_files,
     command_line,
-    positive,
+    count_up_to,
     report,
     run,
+    seed,
 )
 
 if TYPE_CHECKING:
@@ -77,13 +81,13 @@ def parser() -> argparse.ArgumentParser:
     )
     add(
         "--threads",
-        type=positive,
+        type=count_up_to(MOST_THREADS),
         metavar="N",
         help="images worked on at once (default: one per core)",
     )
     add(
         "--seed",
-        type=int,
+        type=seed,
         metavar="N",
         help="order of the rows (default: drawn anew each time, so that the order tells nothing)",
     )
@@ -112,7 +116,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = options.parse_args(argv)
     if not arguments.source and arguments.manifest is None:
         options.error("give image files or folders, or --manifest")
-    return run(lambda: _extract(options, arguments))
+    inputs = [*arguments.source, *filter(None, (arguments.manifest, arguments.about))]
+    check_files(options, inputs, (arguments.output,))
+    return run(lambda: _extract_or_explain(options, arguments))
+
+
+def _extract_or_explain(options: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
+    import engine
+
+    try:
+        return _extract(options, arguments)
+    except (engine.NotesError, engine.SplitError) as error:
+        # Found before the first image: what the table, the folders' names or --about say.
+        where = ", ".join(filter(None, (arguments.manifest, arguments.about))) or "folder names"
+        report(f"error: {where}: {error}")
+        return EXIT_USAGE
 
 
 def _extract(options: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:

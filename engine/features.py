@@ -311,6 +311,8 @@ def choose_blocks(
         A tap or pooling the backbone does not have; the message lists the valid ones.
     """
     channels = {name: tap.channels for name, tap in backbone.taps.items()}
+    if (taps is not None and not taps.strip()) or (pooling is not None and not pooling.strip()):
+        raise MismatchError("taps and pooling must name at least one; leave them out for defaults")
     if taps is not None:
         for tap in tap_names(taps):
             if tap not in channels and any(tap == known["name"] for known in backbone.card["taps"]):
@@ -455,18 +457,22 @@ class _Table:
 
 
 def _check_splits(samples: Sequence[Sample]) -> None:
-    marks: dict[str, Sample] = {}
+    """Refuse a patient on two sides; in a marked set, rows that are not marked are learned from."""
+    if not any(sample.split for sample in samples):
+        return
+    seen: dict[str, Sample] = {}
     for sample in samples:
-        if sample.patient is None or not sample.split:
+        if sample.patient is None:
             continue
-        first = marks.setdefault(sample.patient, sample)
-        if first.split != sample.split:
+        first = seen.setdefault(sample.patient, sample)
+        if (first.split or "train") != (sample.split or "train"):
             where = (
                 f"lines {first.line} and {sample.line}"
                 if first.line is not None
                 else f"{first.path} and {sample.path}"
             )
             raise SplitError(
-                f"one patient is marked {first.split} and {sample.split} ({where}); all images of "
-                "a patient belong to one split, otherwise the test measures memory"
+                f"one patient is marked {first.split or 'nothing (train)'} and "
+                f"{sample.split or 'nothing (train)'} ({where}); all images of a patient belong "
+                "to one split, otherwise the test measures memory"
             )

@@ -153,10 +153,15 @@ def find_images(folder: str | PathLike[str]) -> list[Path]:
         for entry in entries:
             if entry.name.startswith(".") or entry.name.upper() == "DICOMDIR":
                 continue
-            # is_dir and is_file are false for a link that leads nowhere.
-            if entry.is_dir():
+            # is_dir and is_file are false for a link that leads nowhere, and raise for one that
+            # leads to itself.
+            try:
+                is_folder, is_file = entry.is_dir(), entry.is_file()
+            except OSError:
+                continue
+            if is_folder:
                 (linked if entry.is_symlink() else real).append(here / entry.name)
-            elif entry.is_file() and _is_image_name_or_dicom(here / entry.name):
+            elif is_file and _is_image_name_or_dicom(here / entry.name):
                 found.append(here / entry.name)
     return sorted(found)
 

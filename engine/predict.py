@@ -5,24 +5,33 @@ from __future__ import annotations
 import argparse
 import csv
 import hashlib
-import io
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from engine.cli import (
     EXIT_DONE,
     EXIT_SOME_FAILED,
+    MOST_THREADS,
+    check_files,
     command_line,
-    positive,
+    count_up_to,
     report,
     run,
 )
 
 if TYPE_CHECKING:
+    from engine.heads import Head
     from engine.prediction import Prediction
+
+TABLE_NAME = "predictions.csv"
+# File systems take 255 bytes; room is left for the suffix of an unfinished file.
+LONGEST_NAME_BYTES = 200
+SHORTENED_NAME_BYTES = 150
 
 DESCRIPTION = """\
 Predict images with one or several heads on one pass of their backbone. Prints one JSON object a
@@ -69,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add(
         "--threads",
-        type=positive,
+        type=count_up_to(MOST_THREADS),
         metavar="N",
         help="images worked on at once (default: one per core)",
     )
@@ -96,44 +105,44 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _predict(options: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
-    for head in arguments.head or ():
-        if not Path(head).exists():
-            options.error(f"{head}: there is no such head file; check the spelling")
+    check_files(options, arguments.head or (), ())
     paths, total = _inputs(options, arguments.input)
-    output_dir = None
-    if arguments.output_dir is not None:
-        output_dir = _Results(Path(arguments.output_dir))
+    results = None if arguments.output_dir is None else _Results(Path(arguments.output_dir))
 
     from tqdm import tqdm
 
     from engine.prediction import Predictor
 
-    streams = arguments.threads if total is None or total > 1 else 1
+    # Paths that come one by one are answered one by one: several at once would be taken ahead of
+    # the answers, and a program that waits for each answer would wait for ever.
+    streams = arguments.threads if arguments.threads or (total or 0) > 1 else 1
     predictor = Predictor(arguments.head, streams=streams)
     if not arguments.quiet:
         for head in predictor.heads:
             notice = head.notice()
             if notice:
                 report(f"{head.name}: {notice}")
-    table: list[dict[str, Any]] = []
     n_not_ok = 0
-    csv_to_stdout = arguments.csv and output_dir is None
     bar_wanted = not arguments.quiet and total is not None and total > 1 and sys.stderr.isatty()
-    with tqdm(total=total, unit="image", disable=not bar_wanted, leave=False) as bar:
+    with ExitStack() as stack:
+        bar = stack.enter_context(
+            tqdm(total=total, unit="image", disable=not bar_wanted, leave=False)
+        )
+        table = None
+        if arguments.csv:
+            stream = sys.stdout if results is None else stack.enter_context(results.open_table())
+            table = _Table(stream, predictor.heads)
         for prediction in predictor.predict_many(paths):
             n_not_ok += prediction.status != "ok"
-            if output_dir is not None:
-                output_dir.write(prediction)
-            if arguments.csv:
-                table.append(_csv_row(prediction))
-            if not csv_to_stdout:
+            # Printed first: whatever happens to the files, the answer is out.
+            if table is not None:
+                table.add(prediction)
+            if table is None or results is not None:
                 bar.clear()
                 print(json.dumps(prediction.to_json()), flush=True)
+            if results is not None:
+                results.write(prediction)
             bar.update()
-    if csv_to_stdout:
-        sys.stdout.write(_csv_text(table))
-    elif arguments.csv and output_dir is not None:
-        output_dir.write_text("predictions.csv", _csv_text(table))
     return EXIT_SOME_FAILED if n_not_ok else EXIT_DONE
 
 
@@ -146,12 +155,13 @@ def _inputs(
     if "-" in inputs:
         if len(inputs) > 1:
             options.error("- takes every path from standard input; give it alone")
+        if sys.stdin is None:
+            options.error("- takes paths from standard input, which is closed")
         return _standard_input(), None
     paths: list[str | Path] = []
     for text in inputs:
-        path = Path(text)
-        if path.is_dir():
-            found = find_images(path)
+        if os.path.isdir(text):  # noqa: PTH112 - Path.is_dir raises for a name too long
+            found = find_images(text)
             if not found:
                 options.error(f"{text}: no PNG, JPEG, TIFF or DICOM file in this folder")
             paths.extend(found)
@@ -171,61 +181,91 @@ class _Results:
     """The folder of results: one JSON file an image, no file of another image overwritten."""
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        from engine import WriteError
+
         self._folder = folder
         # Found out now, not after the first minutes of work.
-        probe = folder / f".hilum-{id(self):x}"
-        probe.touch()
-        probe.unlink()
+        probe = folder / f".hilum-{os.getpid():x}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            reason = error.strerror or error
+            message = f"cannot be written to ({reason}); choose another --output-dir"
+            raise WriteError(folder, message) from error
 
     def write(self, prediction: Prediction) -> None:
         name = Path(prediction.input).name
         path = self._folder / f"{name}.json"
-        if self._belongs_to_another(path, prediction.input):
-            digest = hashlib.sha256(prediction.input.encode(errors="surrogateescape")).hexdigest()
-            path = self._folder / f"{name}.{digest[:12]}.json"
-        text = json.dumps(prediction.to_json(), indent=1)
-        self.write_text(path.name, text + "\n")
-
-    def write_text(self, name: str, text: str) -> None:
+        if (
+            len(os.fsencode(path.name)) > LONGEST_NAME_BYTES
+            or path.name == TABLE_NAME
+            or self._belongs_to_another(path, prediction.input)
+        ):
+            # Room for the digest, whatever the file system makes of the characters.
+            stem = os.fsdecode(os.fsencode(name)[:SHORTENED_NAME_BYTES])
+            digest = hashlib.sha256(os.fsencode(prediction.input)).hexdigest()
+            path = self._folder / f"{stem}.{digest[:12]}.json"
         import formats
 
-        formats.atomic_write(self._folder / name, text.encode("utf-8", "surrogateescape"))
+        formats.atomic_write(path, (json.dumps(prediction.to_json(), indent=1) + "\n").encode())
+
+    @contextmanager
+    def open_table(self) -> Iterator[TextIO]:
+        """Open the table under another name; it gets its own when it is whole."""
+        path = self._folder / TABLE_NAME
+        part = path.with_name(path.name + ".part")
+        try:
+            with part.open("w", encoding="utf-8", errors="backslashreplace", newline="") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            part.replace(path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
 
     @staticmethod
     def _belongs_to_another(path: Path, given: str) -> bool:
         try:
-            found = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
+            found = json.loads(path.read_bytes())
         except FileNotFoundError:
             return False
-        except ValueError:
+        except (OSError, ValueError):
             return True
         return not isinstance(found, dict) or found.get("input") != given
 
 
-def _csv_row(prediction: Prediction) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "input": prediction.input,
-        "status": prediction.status,
-        "reason": prediction.reason or "",
-    }
-    for name, answer in prediction.heads.items():
-        label = answer["label"]
-        row[f"{name}:label"] = "|".join(label) if isinstance(label, list) else label
-        for class_name, probability in answer["probabilities"].items():
-            row[f"{name}:{class_name}"] = probability
-    row["backbone"] = prediction.backbone
-    row["milliseconds"] = round(prediction.milliseconds, 1)
-    return row
+class _Table:
+    """Answers as CSV: the columns follow from the heads, and each row is out when it is known."""
 
+    def __init__(self, stream: TextIO, heads: Sequence[Head]) -> None:
+        columns = ["input", "status", "reason"]
+        for head in heads:
+            columns.append(f"{head.name}:label")
+            columns += [f"{head.name}:{class_name}" for class_name in head.classes]
+        columns += ["backbone", "milliseconds"]
+        self._stream = stream
+        self._writer = csv.DictWriter(stream, columns, restval="", lineterminator="\n")
+        self._writer.writeheader()
+        self._stream.flush()
 
-def _csv_text(rows: Sequence[dict[str, Any]]) -> str:
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    def add(self, prediction: Prediction) -> None:
+        row: dict[str, Any] = {
+            "input": prediction.input,
+            "status": prediction.status,
+            "reason": prediction.reason or "",
+            "backbone": prediction.backbone,
+            "milliseconds": round(prediction.milliseconds, 1),
+        }
+        for name, answer in prediction.heads.items():
+            label = answer["label"]
+            row[f"{name}:label"] = "|".join(label) if isinstance(label, list) else label
+            for class_name, probability in answer["probabilities"].items():
+                row[f"{name}:{class_name}"] = probability
+        self._writer.writerow(row)
+        self._stream.flush()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.errors import ImageError, MismatchError, Refused
+from engine.errors import EngineError, MismatchError, Refused
 from engine.features import feature_vector, in_order
 from engine.heads import Head, load_head
 from engine.images import Preprocessing
@@ -149,8 +149,11 @@ class Predictor:
             heads = {head.name: self._answer(head, vector) for head in self.heads}
         except Refused as error:
             status, reason = "refused", f"{error.reason}: {error}"
-        except ImageError as error:
+        except EngineError as error:
             status, reason = "error", str(error)
+        except MemoryError:
+            # This picture's need, not the next one's: the others are still answered.
+            status, reason = "error", f"{path}: does not fit in memory; close other programs"
         return Prediction(
             input=str(path),
             status=status,

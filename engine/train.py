@@ -11,18 +11,21 @@ from pathlib import Path
 
 from engine.cli import (
     EXIT_DONE,
+    check_files,
     command_line,
+    count_up_to,
     evaluation_table,
-    positive,
     report,
     run,
+    seed,
 )
 
 DESCRIPTION = """\
 Train a head from containers, in seconds and without the images. Rows marked test are never
-touched; rows marked valid decide when to stop and how to calibrate (without any, a tenth of the
-patients does). Folds never split a patient, and the same seed gives the same head, bit by bit.
-Research use only."""
+touched; rows marked valid decide when to stop and how to calibrate. Without any, a linear head is
+fitted until it converges and calibrated by inner folds, and an mlp head is stopped and calibrated
+by a tenth of the patients. Folds never split a patient, and the same seed gives the same head, bit
+by bit. Research use only."""
 
 EPILOG = """\
 examples:
@@ -56,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     add("--cv", type=_folds, metavar="K", help="also K-fold cross-validation by patient")
     add(
         "--seed",
-        type=int,
+        type=seed,
         default=0,
         metavar="N",
         help="of folds and starting weights (default: %(default)s)",
@@ -69,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add(
         "--hidden",
-        type=positive,
+        type=count_up_to(4096),
         default=64,
         metavar="N",
         help="units of the hidden layer of --head mlp (default: %(default)s)",
@@ -91,7 +94,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _folds(text: str) -> int:
-    value = positive(text)
+    value = count_up_to(1000)(text)
     if value < 2:
         raise argparse.ArgumentTypeError("cross-validation needs 2 folds or more")
     return value
@@ -122,12 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     options = parser()
     arguments = options.parse_args(argv)
-    for path in arguments.data:
-        if not Path(path).exists():
-            options.error(f"{path}: there is no such container; check the spelling")
-    for path in (arguments.output, arguments.json):
-        if path is not None and not Path(path).resolve().parent.is_dir():
-            options.error(f"{path}: its folder does not exist; make it first")
+    check_files(options, arguments.data, (arguments.output, arguments.json))
     return run(lambda: _train(arguments))
 
 

@@ -214,8 +214,39 @@ def test_damaged_cache_is_replaced(default: Backbone, tmp_path: Path, damage: st
         "foreign": module.CACHE_MAGIC + hashlib.sha256(foreign).digest() + foreign,
     }[damage]
     blob.write_bytes(broken)
-    assert_same(default.infer(images), load_backbone(streams=1, cache_dir=tmp_path).infer(images))
+    # Two streams: the second takes its network from the blob, or from what replaced it.
+    assert_same(default.infer(images), load_backbone(streams=2, cache_dir=tmp_path).infer(images))
     assert len(blob.read_bytes()) == len(whole)
+
+
+def test_another_cpu_or_instruction_set_has_a_blob_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Core:
+        name = "One CPU"
+
+        def get_property(self, *_: str) -> str:
+            return self.name
+
+    class OpenVino:
+        __version__ = "1"
+
+    def key() -> str:
+        return module._cache_key(OpenVino, core, "digest", ["block4"])
+
+    for variable in module.ISA_VARIABLES:
+        monkeypatch.delenv(variable, raising=False)
+    core = Core()
+    keys = [key(), key()]
+    assert keys[0] == keys[1]
+    core.name = "Another CPU"
+    keys.append(key())
+    for variable in module.ISA_VARIABLES:
+        monkeypatch.setenv(variable, "SSE41")
+        keys.append(key())
+    OpenVino.__version__ = "2"
+    keys.append(key())
+    assert len(set(keys)) == len(keys) - 1
 
 
 def test_unusable_cache_folder_is_no_error(default: Backbone, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -164,6 +165,104 @@ def test_equal_names_keep_their_own_results(
     assert sorted(text["input"] for text in texts) == sorted(map(str, images))
 
 
+def test_a_program_may_wait_for_each_answer(head: Path, study: Path) -> None:
+    """Paths are answered one by one: reading ahead would leave both sides waiting."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "engine.predict", "-", "--head", str(head), "--quiet"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+    alarm = threading.Timer(60, process.kill)  # a missing answer would block this test for ever
+    alarm.start()
+    for name in ("00.png", "01.png", "02.png"):
+        process.stdin.write(f"{study / name}\n")
+        process.stdin.flush()
+        assert json.loads(process.stdout.readline())["input"] == str(study / name)
+    process.stdin.close()
+    assert process.wait(60) == 0
+    alarm.cancel()
+    process.stdout.close()
+
+
+def test_names_of_any_bytes_and_length(head: Path, study: Path, tmp_path: Path) -> None:
+    names = [
+        b"a" * 248 + b".png",
+        b"b" * 248 + b".png",
+        b"\xff\xfe.png",
+        b"predictions.csv",
+        b"n l.png",
+    ]
+    for name in names:
+        shutil.copy(study / "00.png", os.path.join(os.fsencode(tmp_path), name))  # noqa: PTH118
+    (tmp_path / "out" / "n l.png.json").mkdir(parents=True)
+    command = [sys.executable, "-m", "engine.predict", "-", "--head", str(head), "--quiet",
+               "--output-dir", str(tmp_path / "out"), "--csv"]  # fmt: skip
+    paths = b"\n".join(os.path.join(os.fsencode(tmp_path), name) for name in names)  # noqa: PTH118
+    result = subprocess.run(command, input=paths, capture_output=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert len(result.stdout.splitlines()) == len(names)
+    written = [path for path in (tmp_path / "out").iterdir() if path.is_file()]
+    assert len(written) == len(names) + 1  # and the table
+    table = (tmp_path / "out" / "predictions.csv").read_text(encoding="utf-8")
+    assert len(table.splitlines()) == len(names) + 1
+
+
+def test_an_output_never_replaces_an_input(
+    container: Path, head: Path, study: Path, tmp_path: Path, capsys: Any
+) -> None:
+    mine = tmp_path / "c.hilum"
+    shutil.copy(container, mine)
+    linked = tmp_path / "link.hilum"
+    linked.hardlink_to(mine)
+    manifest = tmp_path / "m.csv"
+    shutil.copy(study / "labels.csv", manifest)
+    image = tmp_path / "z.png"
+    shutil.copy(study / "00.png", image)
+    before = {path: path.read_bytes() for path in (mine, manifest, image)}
+    other = str(tmp_path / "h.safetensors")
+    commands: list[tuple[Main, list[str]]] = [
+        (train.main, [str(mine), "-o", str(mine)]),
+        (train.main, [str(mine), "-o", str(linked)]),
+        (train.main, [str(mine), "-o", other, "--json", other]),
+        (train.main, [str(mine), "-o", other, "--json", str(mine)]),
+        (evaluate.main, [str(head), str(mine), "--json", str(mine)]),
+        (extract.main, [str(study / "01.png"), str(image), "-o", str(image)]),
+        (extract.main, ["--manifest", str(manifest), "-o", str(manifest)]),
+    ]
+    for main, arguments in commands:
+        assert usage_error(main, *arguments, "--quiet") == 2
+        assert "name another" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in before} == before
+    # A picture that is not named as an input is no container either.
+    bystander = tmp_path / "y.png"
+    shutil.copy(study / "02.png", bystander)
+    assert extract.main([str(image), "-o", str(bystander), "--quiet"]) == 1
+    assert bystander.read_bytes() == (study / "02.png").read_bytes()
+
+
+def test_the_table_is_out_row_by_row(head: Path, study: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "engine.predict", "-", "--head", str(head), "--quiet", "--csv"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+    alarm = threading.Timer(60, process.kill)
+    alarm.start()
+    process.stdin.write(f"{study / 'labels.csv'}\n")
+    process.stdin.flush()
+    header = process.stdout.readline()
+    assert (
+        header == "input,status,reason,study:label,study:a,study:b,study:c,backbone,milliseconds\n"
+    )
+    assert ",error," in process.stdout.readline()
+    process.stdin.close()
+    assert process.wait(60) == 1
+    alarm.cancel()
+    process.stdout.close()
+
+
 def test_paths_from_standard_input(
     head: Path, study: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
@@ -247,6 +346,65 @@ def test_bad_images_are_named_and_the_others_done(
         "cut.png": "error",
         "nopixels.dcm": "refused",
     }
+
+
+def test_words_that_name_nothing(container: Path, study: Path, tmp_path: Path, capsys: Any) -> None:
+    image = str(study / "00.png")
+    (tmp_path / "file").touch()
+    for main, arguments in (
+        (extract.main, [image, "-o", ""]),
+        (extract.main, [image, "-o", "."]),
+        (extract.main, [image, "-o", str(tmp_path)]),
+        (extract.main, [image, "-o", str(tmp_path / "no" / "o.hilum")]),
+        (extract.main, [image, "-o", str(tmp_path / "o.hilum"), "--seed", "-1"]),
+        (extract.main, [image, "-o", str(tmp_path / "o.hilum"), "--threads", "1000000"]),
+        (extract.main, [image, "-o", str(tmp_path / "o.hilum"), "--pooling", ""]),
+        (extract.main, [image, "-o", str(tmp_path / "o.hilum"), "--taps", "block4:median"]),
+        (train.main, [str(container), "-o", ""]),
+        (train.main, [str(container), "-o", str(tmp_path)]),
+        (train.main, [str(container), "-o", str(tmp_path / "h"), "--json", str(tmp_path)]),
+        (train.main, [str(container / "x"), "-o", str(tmp_path / "h")]),
+        (train.main, [str(container), "-o", str(tmp_path / "h"), "--seed", "x"]),
+        (train.main, [str(container), "-o", str(tmp_path / "h"), "--hidden", "0"]),
+        (evaluate.main, ["\0", str(container)]),
+        (predict.main, [image, "--output-dir", str(tmp_path / "file")]),
+    ):
+        assert usage_error(main, *arguments) == 2, arguments
+        assert "error: " in capsys.readouterr().err
+    assert files_in(tmp_path) == ["file"]
+
+
+def test_links_and_names_that_lead_nowhere(
+    head: Path, study: Path, tmp_path: Path, capsys: Any
+) -> None:
+    (tmp_path / "in").mkdir()
+    shutil.copy(study / "00.png", tmp_path / "in")
+    (tmp_path / "in" / "loop.png").symlink_to("loop.png")
+    (tmp_path / "in" / "gone.png").symlink_to("nowhere.png")
+    arguments = [str(tmp_path / "in"), "x" * 300, "--head", str(head), "--quiet"]
+    assert predict.main(arguments) == 1
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [answer["status"] for answer in answers] == ["ok", "error"]
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "file,label,patient,split\n00.png,a,p,train\n01.png,b,p,test\n",
+        "file,label\n00.png,2020-01-02\n01.png,b\n",
+    ],
+)
+def test_a_table_that_contradicts_itself_is_usage(
+    study: Path, tmp_path: Path, capsys: Any, table: str
+) -> None:
+    for name in ("00.png", "01.png"):
+        shutil.copy(study / name, tmp_path)
+    manifest = tmp_path / "m.csv"
+    manifest.write_text(table)
+    out = tmp_path / "o.hilum"
+    assert extract.main(["--manifest", str(manifest), "-o", str(out)]) == 2
+    assert str(manifest) in capsys.readouterr().err
+    assert not out.exists()
 
 
 @pytest.mark.parametrize("main", [extract.main, predict.main])

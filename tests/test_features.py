@@ -149,6 +149,10 @@ def test_patient_in_two_splits_is_refused(backbone: Backbone, tmp_path: Path) ->
     table.write_text("file,label,patient,split\na.png,x,p,train\nb.png,y,p,test\n")
     with pytest.raises(SplitError, match=r"marked train and test \(lines 2 and 3\)"):
         extract_features(backbone, [], tmp_path / "o.hilum", manifest=table)
+    # In a marked set a row without a mark is learned from.
+    table.write_text("file,label,patient,split\na.png,x,p,\nb.png,y,p,test\n")
+    with pytest.raises(SplitError, match=r"marked nothing \(train\) and test"):
+        extract_features(backbone, [], tmp_path / "o.hilum", manifest=table)
 
 
 def test_identifying_names_are_refused_before_any_work(backbone: Backbone, tmp_path: Path) -> None:
