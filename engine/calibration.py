@@ -11,25 +11,85 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["choose_threshold", "choose_thresholds", "expected_calibration_error", "fit_temperature"]
+__all__ = [
+    "choose_threshold",
+    "choose_thresholds",
+    "entropy_weights",
+    "fit_temperature",
+    "mean_entropy",
+]
 
 # A temperature outside says that the rows are too few or perfectly separated; it would turn
 # probabilities into 0/1 or into nothing.
 _COLDEST, _HOTTEST = 0.05, 20.0
 
 
-def _mean_entropy(logits: NDArray[np.float64], labels: NDArray[Any]) -> float:
-    """Return the mean cross entropy of logits (n, k); masked labels are left out."""
+def entropy_weights(labels: NDArray[Any], n_classes: int, *, balanced: bool) -> NDArray[np.float64]:
+    """Weigh rows so that either every class or every row counts the same.
+
+    A head's loss, what stops its fit and its temperature all take these weights: a temperature
+    fitted to other frequencies than the weights were would flatten probabilities, not calibrate
+    them.
+
+    Parameters
+    ----------
+    labels : int (n,) or int8 (n, k)
+        Truth; multi-labels below 0 have no weight.
+    n_classes : int
+        Number of classes k.
+    balanced : bool
+        True: every class that occurs, or each side of every label, weighs the same. False: every
+        row, or every assessed row of each label. Labels weigh the same among each other.
+
+    Returns
+    -------
+    float64 (k,) or (2, k)
+        Weight of one row by its class, or of an absent (0) and a present (1) label. They sum to 1
+        over the rows, or to less where a label is on one side only.
+    """
+    if labels.ndim == 1:
+        if not balanced:
+            return np.full(n_classes, 1.0 / max(len(labels), 1))
+        counts = np.bincount(labels, minlength=n_classes)
+        per_class: NDArray[np.float64] = 1.0 / (np.count_nonzero(counts) * np.maximum(counts, 1))
+        return per_class
+    sides = np.stack([(labels == side).sum(axis=0) for side in (0, 1)]).astype(np.float64)
+    if not balanced:
+        sides[:] = 0.5 * sides.sum(axis=0)
+    per_side: NDArray[np.float64] = 0.5 / (n_classes * np.maximum(sides, 0.5))
+    return per_side
+
+
+def mean_entropy(logits: NDArray[np.float64], labels: NDArray[Any], *, balanced: bool) -> float:
+    """Return the cross entropy between logits and the truth, weighted by `entropy_weights`.
+
+    Parameters
+    ----------
+    logits : float64 (n, k)
+        Predicted.
+    labels : int (n,) or int8 (n, k)
+        Truth; multi-labels below 0 are left out.
+    balanced : bool
+        As in `entropy_weights`.
+
+    Returns
+    -------
+    float
+        In nats; 0 without labelled rows.
+    """
+    weights = entropy_weights(labels, logits.shape[1], balanced=balanced)
     if labels.ndim == 1:
         shifted = logits - logits.max(axis=1, keepdims=True)
         own = shifted[np.arange(len(labels)), labels]
-        return float((np.log(np.exp(shifted).sum(axis=1)) - own).mean())
+        return float((weights[labels] * (np.log(np.exp(shifted).sum(axis=1)) - own)).sum())
     signed = np.where(labels == 1, -logits, logits)
     entropy = np.maximum(signed, 0.0) + np.log1p(np.exp(-np.abs(signed)))
-    return float(entropy[labels >= 0].mean())
+    return float((weights[0] * entropy)[labels == 0].sum()) + float(
+        (weights[1] * entropy)[labels == 1].sum()
+    )
 
 
-def fit_temperature(logits: NDArray[np.float64], labels: NDArray[Any]) -> float:
+def fit_temperature(logits: NDArray[np.float64], labels: NDArray[Any], *, balanced: bool) -> float:
     """Find the temperature by which logits are divided: Guo et al. 2017, section 4.2.
 
     One number cannot change a decision or an AUROC, and cannot overfit much. The likelihood is
@@ -41,6 +101,10 @@ def fit_temperature(logits: NDArray[np.float64], labels: NDArray[Any]) -> float:
         Of rows the weights have not seen.
     labels : int (n,) or int8 (n, k)
         Truth; multi-labels below 0 are left out.
+    balanced : bool
+        Whether the weights were fitted so that every class counts the same, see `entropy_weights`:
+        probabilities are then those of a population in which every class is equally frequent, or
+        every label present in half. Otherwise they are those of the rows' own frequencies.
 
     Returns
     -------
@@ -52,17 +116,17 @@ def fit_temperature(logits: NDArray[np.float64], labels: NDArray[Any]) -> float:
     ratio = (5**0.5 - 1) / 2
     low, high = np.log(1 / _HOTTEST), np.log(1 / _COLDEST)
     left, right = high - ratio * (high - low), low + ratio * (high - low)
-    at_left = _mean_entropy(logits * np.exp(left), labels)
-    at_right = _mean_entropy(logits * np.exp(right), labels)
+    at_left = mean_entropy(logits * np.exp(left), labels, balanced=balanced)
+    at_right = mean_entropy(logits * np.exp(right), labels, balanced=balanced)
     for _ in range(40):
         if at_left <= at_right:
             high, right, at_right = right, left, at_left
             left = high - ratio * (high - low)
-            at_left = _mean_entropy(logits * np.exp(left), labels)
+            at_left = mean_entropy(logits * np.exp(left), labels, balanced=balanced)
         else:
             low, left, at_left = left, right, at_right
             right = low + ratio * (high - low)
-            at_right = _mean_entropy(logits * np.exp(right), labels)
+            at_right = mean_entropy(logits * np.exp(right), labels, balanced=balanced)
     return float(np.exp(-0.5 * (low + high)))
 
 
@@ -126,29 +190,3 @@ def choose_thresholds(
         threshold = choose_threshold(probabilities[:, 1], labels == 1)
         return (1.0 - threshold, threshold)
     return ()
-
-
-def expected_calibration_error(
-    probabilities: NDArray[np.float64], labels: NDArray[np.int64], bins: int = 15
-) -> float:
-    """Mean gap between confidence and accuracy, Guo et al. 2017, equation 3.
-
-    Parameters
-    ----------
-    probabilities : float64 (n, k)
-        Of a softmax head.
-    labels : int64 (n,)
-        Truth.
-    bins : int
-        Equally wide bins of the largest probability.
-
-    Returns
-    -------
-    float
-        0 to 1.
-    """
-    confidence = probabilities.max(axis=1)
-    right = probabilities.argmax(axis=1) == labels
-    place = np.minimum((confidence * bins).astype(np.int64), bins - 1)
-    gaps = np.bincount(place, weights=confidence - right, minlength=bins)
-    return float(np.abs(gaps).sum() / max(len(labels), 1))

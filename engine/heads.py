@@ -28,6 +28,8 @@ KINDS = ("linear", "mlp")
 TASKS = ("softmax", "multilabel")
 _FORMAT = "hilum-head"
 _VERSION = 1
+# Classes whose largest is up to this many times the smallest pass for equally frequent.
+_MOST_EQUAL = 1.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +52,8 @@ class Head:
     mean, scale : float32 (d,)
         Standardisation of the training rows; scale is positive.
     temperature : float
-        Logits are divided by it before they become probabilities.
+        Logits are divided by it before they become probabilities, which are those of a population
+        with the class frequencies that ``training["prevalence"]`` names.
     thresholds : tuple of float
         One per class, or empty; see `engine.metrics.decide`.
     backbone, backbone_digest : str
@@ -61,6 +64,9 @@ class Head:
         Layout of the feature vector the weights expect.
     training : dict
         Rows, patients, classes, sources, ages, seed, settings and notes of the training.
+        ``prevalence`` is ``"equal"`` if probabilities are as if every class were equally frequent
+        (every label present in half of the images), ``"training"`` if they are by the frequencies
+        of the training rows; heads of earlier releases do not have it.
     metrics : dict
         As `engine.metrics.Evaluation.to_json`, with the protocol they were found by.
     about : dict
@@ -131,7 +137,7 @@ class Head:
         return network_logits(standard, self.weights)
 
     def probabilities(self, X: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Return calibrated probabilities.
+        """Return probabilities, calibrated for the frequencies of ``training["prevalence"]``.
 
         Parameters
         ----------
@@ -182,6 +188,10 @@ class Head:
     def notice(self) -> str:
         """Say in one sentence what the head learned from, and its terms of use.
 
+        Also that probabilities are as if classes were equally frequent, where they are and the
+        training rows were not: where a class is rare, they are larger than its share of the
+        images that get them.
+
         Returns
         -------
         str
@@ -193,8 +203,26 @@ class Head:
             people = f"learned from {facts['n_rows']} images of {facts.get('n_groups')} patients"
             ages = facts.get("age_range_years")
             parts.append(people + (f" aged {ages[0]} to {ages[1]} years" if ages else ""))
+        if facts.get("prevalence") == "equal" and self._unequal():
+            parts.append(
+                "probabilities as if every label were present in half of the images"
+                if self.multilabel
+                else "probabilities as if every class were equally frequent"
+            )
         parts += [str(self.about[key]) for key in ("title", "terms") if self.about.get(key)]
         return "; ".join(parts)
+
+    def _unequal(self) -> bool:
+        """Whether classes, or the sides of a label, were clearly not equally frequent."""
+        counts = [int(count) for count in self.training.get("class_counts", {}).values()]
+        if not self.multilabel:
+            return bool(counts) and max(counts) > _MOST_EQUAL * min(counts)
+        # Rows that were not assessed are taken for absent: their number is not kept.
+        n_rows = int(self.training.get("n_rows", 0))
+        return any(
+            max(count, n_rows - count) > _MOST_EQUAL * min(count, n_rows - count)
+            for count in counts
+        )
 
     def select(self, features: NDArray[np.float32], blocks: Sequence[Block]) -> NDArray[np.float32]:
         """Pick the columns this head expects out of a wider feature vector.

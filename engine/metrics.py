@@ -280,7 +280,6 @@ def _bootstrap(
         stratum = label * 2 + truth[row, label].astype(np.int64)
         n_strata = 2 * k
         right = (decisions[row, label] == (truth[row, label] == 1)).astype(np.float64)
-    ones = np.ones(len(right))
     n_groups = int(dense.max()) + 1
     generator = np.random.default_rng(seed)
     accuracies, balances = np.empty(draws), np.empty(draws)
@@ -293,11 +292,11 @@ def _bootstrap(
         multiplicity = times.reshape(m, n_groups).astype(np.int32)
         chunk = slice(start, start + m)
         bootstrap_auroc(multiplicity, dense, order, tie_end, truth, areas[chunk])
-        sums, weights = np.empty((m, n_strata)), np.empty((m, n_strata))
-        bootstrap_rates(multiplicity, item_group, stratum, right, ones, sums, weights)
-        accuracies[chunk] = sums.sum(axis=1) / np.maximum(weights.sum(axis=1), 1.0)
-        rates = np.where(weights > 0, sums / np.maximum(weights, 1.0), 0.0)
-        balances[chunk] = rates.sum(axis=1) / np.maximum((weights > 0).sum(axis=1), 1)
+        sums, counts = np.empty((m, n_strata)), np.empty((m, n_strata))
+        bootstrap_rates(multiplicity, item_group, stratum, right, sums, counts)
+        accuracies[chunk] = sums.sum(axis=1) / np.maximum(counts.sum(axis=1), 1.0)
+        rates = np.where(counts > 0, sums / np.maximum(counts, 1.0), 0.0)
+        balances[chunk] = rates.sum(axis=1) / np.maximum((counts > 0).sum(axis=1), 1)
     return accuracies, balances, areas
 
 

@@ -1,7 +1,8 @@
 """From containers to a head: fitting, stopping, calibration, cross-validation, evaluation.
 
-The loss is the mean cross entropy, weighted so that every class counts the same, plus
-``l2 / 2 * |W|^2`` on standardised features.
+The loss is the mean cross entropy plus ``l2 / 2 * |W|^2`` on standardised features. Unless
+``class_weights`` is None it is weighted so that every class counts the same, in the fit as in the
+temperature: probabilities are then as if every class were equally frequent.
 
 What decides when to stop, and the temperature and thresholds, are rows the weights have not seen:
 
@@ -25,6 +26,7 @@ with a fixed order of additions, and results are collected in the order of the f
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,7 +37,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.calibration import choose_thresholds, fit_temperature
+from engine.calibration import (
+    choose_thresholds,
+    entropy_weights,
+    fit_temperature,
+    mean_entropy,
+)
 from engine.errors import MismatchError, SplitError
 from engine.heads import KINDS, Head, network_logits, to_probabilities
 from engine.metrics import Evaluation, decide, evaluate_predictions
@@ -77,6 +84,8 @@ _HOLDOUT = 0.1
 _INNER_FOLDS = 3
 # They serve the calibration only and need not converge as far.
 _INNER_SLACK = 10.0
+# Rows looked at together where not all must be held twice.
+_BLOCK_ROWS = 4096
 
 Progress = Callable[[int, int, str], None]
 
@@ -126,6 +135,7 @@ class _Fitted:
     iterations: int
     temperature: float = 1.0
     thresholds: tuple[float, ...] = ()
+    calibrated: bool = False
     notes: list[str] = field(default_factory=list)
 
     def logits(self, X: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -170,6 +180,70 @@ def _check_alike(containers: Sequence[Container]) -> None:
                 )
 
 
+def _row_names(container: Container, rows: NDArray[np.int64]) -> set[bytes]:
+    """Return what tells rows apart: digests of their features, and their keys where they have."""
+    keys = container.sample_keys
+    names: set[bytes] = set()
+    for start in range(0, len(rows), _BLOCK_ROWS):
+        block = rows[start : start + _BLOCK_ROWS]
+        for features in container.read_rows(block):
+            names.add(b"features" + hashlib.blake2b(features, digest_size=16).digest())
+        if keys is not None:
+            names.update(b"key" + key.tobytes() for key in keys[block] if key.any())
+    return names
+
+
+def _check_apart(containers: Sequence[Container], chosen: Sequence[NDArray[np.int64]]) -> None:
+    """Refuse images that are in two containers, where at least one of the two is chosen.
+
+    Patients of two containers are taken for different people, so an image in both would be learned
+    from in one fold and judged in another. Rows that are not chosen, of the test split, count too:
+    they will judge the head.
+    """
+    named = [
+        (_row_names(container, rows), _row_names(container, np.setdiff1d(container.rows(), rows)))
+        for container, rows in zip(containers, chosen, strict=True)
+    ]
+    for i, (mine, my_others) in enumerate(named):
+        for j, (theirs, their_others) in enumerate(named[:i]):
+            common = (mine & (theirs | their_others)) | (theirs & my_others)
+            # An image may be known by its features, its key or both.
+            count = max(
+                sum(name.startswith(kind) for name in common) for kind in (b"features", b"key")
+            )
+            if count:
+                raise MismatchError(
+                    f"{containers[j].path} and {containers[i].path} have {count} image(s) in "
+                    "common, found by identical features or sample keys; expected different "
+                    "patients in each container, or figures would be too good; leave one of the "
+                    "two out, or extract it again without the images of the other"
+                )
+
+
+def _check_sound(containers: Sequence[Container]) -> None:
+    """Refuse the same container twice, and damaged ones: opening reads no features."""
+    seen: dict[str, Container] = {}
+    for container in containers:
+        if container.uuid in seen:
+            raise MismatchError(
+                f"{seen[container.uuid].path} and {container.path} are the same container (uuid "
+                f"{container.uuid[:12]}...); its patients would be learned from and judged at "
+                "once; expected different patients in each container; leave one of the two out"
+            )
+        seen[container.uuid] = container
+    for container in containers:
+        container.verify()
+
+
+def _not_finite(X: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Return the rows with a NaN or an infinity."""
+    finite = np.empty(len(X), np.bool_)
+    for start in range(0, len(X), _BLOCK_ROWS):
+        block = slice(start, start + _BLOCK_ROWS)
+        np.isfinite(X[block]).all(axis=1, out=finite[block])
+    return np.flatnonzero(~finite)
+
+
 def _short(value: object) -> str:
     text = str(value)
     return f"{text[:12]}..." if len(text) == 64 and text.isalnum() else text
@@ -180,6 +254,7 @@ def _load(
 ) -> _Data:
     """Read the chosen rows of every container; patients of two containers are never the same."""
     _check_alike(containers)
+    _check_sound(containers)
     parts: dict[str, list[NDArray[Any]]] = {
         key: [] for key in ("labels", "groups", "splits", "views", "rows", "origin")
     }
@@ -222,12 +297,17 @@ def _load(
     if len(containers) == 1:
         X = containers[0].read_rows(joined["rows"])
     else:
+        _check_apart(containers, parts["rows"])
+        notes.append(
+            "patients of different containers were taken for different people; if some are in "
+            "several, figures are too good"
+        )
         X = np.empty((len(joined["rows"]), containers[0].dim), np.float32)
         start = 0
         for container, rows in zip(containers, parts["rows"], strict=True):
             X[start : start + len(rows)] = container.read_rows(rows)
             start += len(rows)
-    bad = np.flatnonzero(~np.isfinite(X.sum(axis=1, dtype=np.float64)))
+    bad = _not_finite(X)
     if len(bad):
         path = containers[joined["origin"][bad[0]]].path
         raise SplitError(
@@ -328,22 +408,12 @@ class _Loss:
         self.multilabel = labels.ndim == 2
         self.linear = settings.kind == "linear"
         n = len(labels)
-        self.row_weights = np.full(n, 1.0 / n)
-        self.positive = self.negative = np.ones(n_classes)
+        weights = entropy_weights(labels, n_classes, balanced=settings.balanced)
         if self.multilabel:
-            # Each label weighs the same; balanced, so do its present and absent rows.
-            present = (labels == 1).sum(axis=0).astype(np.float64)
-            absent = (labels == 0).sum(axis=0).astype(np.float64)
-            half = 0.5 * n / n_classes
-            if settings.balanced:
-                self.positive = half / np.maximum(present, 1.0)
-                self.negative = half / np.maximum(absent, 1.0)
-            else:
-                self.positive = self.negative = 2 * half / np.maximum(present + absent, 1.0)
-        elif settings.balanced:
-            counts = np.bincount(labels, minlength=n_classes)
-            per_class = 1.0 / (np.count_nonzero(counts) * np.maximum(counts, 1))
-            self.row_weights = per_class[labels]
+            self.row_weights = np.full(n, 1.0 / n)
+            self.negative, self.positive = n * weights
+        else:
+            self.row_weights = weights[labels]
         self.kernels = kernels
         self.lanes = np.empty(kernels.LANES)
         self.block = np.empty((kernels.ROWS, n_classes))
@@ -386,11 +456,13 @@ class _Watch:
         shapes: _Shapes,
         X: NDArray[np.float32] | None,
         labels: NDArray[Any],
+        balanced: bool,
         patience: int,
     ) -> None:
         self.shapes = shapes
         self.X = X
         self.labels = labels
+        self.balanced = balanced
         self.patience = patience
         self.best = np.inf
         self.best_iteration = 0
@@ -403,32 +475,14 @@ class _Watch:
         logits = network_logits(self.X, self.shapes.cut(theta))
         # Of the calibrated logits: the head will be calibrated, and without it overconfidence
         # ends the search while decisions still improve.
-        loss = _plain_loss(logits / fit_temperature(logits, self.labels), self.labels)
+        logits /= fit_temperature(logits, self.labels, balanced=self.balanced)
+        loss = mean_entropy(logits, self.labels, balanced=self.balanced)
         # The smallest gain that counts, so that a flat tail does not go on for ever.
         if loss < self.best - 1e-5:
             self.best = loss
             self.best_iteration = iteration
             self.best_theta = theta.copy()
         return iteration - self.best_iteration >= self.patience
-
-
-def _plain_loss(logits: NDArray[np.float64], labels: NDArray[Any]) -> float:
-    """Return the cross entropy, every class (or both sides of a label) counting the same."""
-    if labels.ndim == 1:
-        shifted = logits - logits.max(axis=1, keepdims=True)
-        own = shifted[np.arange(len(labels)), labels]
-        losses = np.log(np.exp(shifted).sum(axis=1)) - own
-        counts = np.bincount(labels, minlength=logits.shape[1])
-        return float((losses / counts[labels]).sum() / np.count_nonzero(counts))
-    signed = np.where(labels == 1, -logits, logits)
-    entropy = np.maximum(signed, 0.0) + np.log1p(np.exp(-np.abs(signed)))
-    sides = [
-        entropy[labels[:, c] == side, c].mean()
-        for c in range(logits.shape[1])
-        for side in (0, 1)
-        if (labels[:, c] == side).any()
-    ]
-    return float(np.mean(sides)) if sides else 0.0
 
 
 def _descend(
@@ -500,7 +554,7 @@ def _fit(
     patience = _PATIENCE_LINEAR
     if settings.kind != "linear":
         patience = max(_PATIENCE, -(-_PATIENCE_STEPS // steps))
-    watch = _Watch(shapes, X_valid, valid_labels, patience)
+    watch = _Watch(shapes, X_valid, valid_labels, settings.balanced, patience)
     theta = np.zeros(shapes.size)
     if settings.kind == "linear":
 
@@ -532,11 +586,39 @@ def _fit(
     return _Fitted(weights, mean32, scale32, made)
 
 
-def _calibrate(fitted: _Fitted, logits: NDArray[np.float64], labels: NDArray[Any]) -> None:
+def _calibrate(
+    fitted: _Fitted, logits: NDArray[np.float64], labels: NDArray[Any], settings: _Settings
+) -> None:
     """Set temperature and thresholds from predictions the weights have not learned from."""
-    fitted.temperature = fit_temperature(logits, labels)
+    fitted.calibrated = True
+    fitted.temperature = fit_temperature(logits, labels, balanced=settings.balanced)
     probabilities = to_probabilities(logits, fitted.temperature, multilabel=labels.ndim == 2)
     fitted.thresholds = choose_thresholds(probabilities, labels)
+
+
+def _too_few(data: _Data, rows: NDArray[np.int64]) -> str | None:
+    """Say why training rows are too few to calibrate by; None if they are not."""
+    originals = _originals(data, rows)
+    fewest = int(
+        class_groups(data.labels[originals], data.groups[originals], len(data.classes)).min()
+    )
+    if len(originals) >= _MIN_VALID_ROWS and fewest >= _INNER_FOLDS:
+        return None
+    return (
+        f"the training rows are {len(originals)} images, with {fewest} patient(s) in the smallest "
+        f"class, too few to calibrate by ({_MIN_VALID_ROWS} and {_INNER_FOLDS} needed): "
+        "probabilities are not calibrated"
+    )
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """Predictions of rows the weights behind them have not seen."""
+
+    rows: NDArray[np.int64]
+    probabilities: NDArray[np.float64]
+    #: Which rows these are, and what else they served for.
+    protocol: str
 
 
 def _originals(data: _Data, rows: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -550,11 +632,8 @@ def _fit_calibrated(
     train: NDArray[np.int64],
     valid: NDArray[np.int64] | None,
     settings: _Settings,
-) -> tuple[_Fitted, tuple[NDArray[np.int64], NDArray[np.float64]] | None]:
-    """Fit and calibrate; a missing valid part is made of train, which is then fitted whole.
-
-    Also returns the judging rows and their probabilities, None without.
-    """
+) -> tuple[_Fitted, _Judged | None]:
+    """Fit and calibrate; a missing valid part is made of train, which is then fitted whole."""
     if valid is None and settings.kind == "linear":
         return _fit_cross_calibrated(data, train, settings)
     carved = valid is None
@@ -579,31 +658,39 @@ def _fit_calibrated(
         )
         if carved or len(judge) == 0:
             return fitted, None
-        return fitted, (
-            judge,
-            to_probabilities(fitted.logits(data.X[judge]), 1.0, multilabel=data.multilabel),
+        probabilities = to_probabilities(
+            fitted.logits(data.X[judge]), 1.0, multilabel=data.multilabel
+        )
+        return fitted, _Judged(
+            judge, probabilities, "rows marked valid; nothing was fitted or calibrated by them"
         )
     fitted = _fit(data, rest, judge, settings)
     logits = fitted.logits(data.X[judge])
-    _calibrate(fitted, logits, data.labels[judge])
+    _calibrate(fitted, logits, data.labels[judge], settings)
     probabilities = to_probabilities(logits, fitted.temperature, multilabel=data.multilabel)
+    protocol = "rows marked valid"
     if carved:
-        again = _fit(data, train, None, settings, epochs=fitted.iterations, start=fitted)
+        again = _fit(data, train, None, settings, epochs=fitted.iterations)
         again.temperature, again.thresholds = fitted.temperature, fitted.thresholds
+        again.calibrated = True
         fitted = again
-    return fitted, (judge, probabilities)
+        protocol = "a held-out tenth of the patients, by weights that had not seen them"
+    protocol += "; they also ended the fit and set the calibration, so slightly too good"
+    return fitted, _Judged(judge, probabilities, protocol)
 
 
 def _fit_cross_calibrated(
     data: _Data, train: NDArray[np.int64], settings: _Settings
-) -> tuple[_Fitted, tuple[NDArray[np.int64], NDArray[np.float64]] | None]:
+) -> tuple[_Fitted, _Judged | None]:
     """Fit on all train rows; calibrate by inner folds, in which each row is predicted unseen."""
     k = len(data.classes)
     labels, groups = data.labels[train], data.groups[train]
     fewest = int(class_groups(labels, groups, k).min())
-    n_originals = len(_originals(data, train))
+    too_few = _too_few(data, train)
     if fewest < 2:
-        return _fit(data, train, None, settings), None
+        fitted = _fit(data, train, None, settings)
+        fitted.notes.append(str(too_few))
+        return fitted, None
     folds = min(_INNER_FOLDS, fewest)
     fold_of = grouped_folds(labels, groups, k, folds=folds, seed=settings.seed)
     parts = []
@@ -615,16 +702,15 @@ def _fit_cross_calibrated(
     judge = np.concatenate([rows for rows, _ in parts])
     logits = np.concatenate([part for _, part in parts])
     fitted = _fit(data, train, None, settings, start=fitted)
-    if folds == _INNER_FOLDS and n_originals >= _MIN_VALID_ROWS:
-        _calibrate(fitted, logits, data.labels[judge])
+    protocol = f"training rows, each predicted by one of {folds} inner fits that had not seen it; "
+    if too_few is None:
+        _calibrate(fitted, logits, data.labels[judge], settings)
+        protocol += "they also set the calibration, so slightly too good"
     else:
-        fitted.notes.append(
-            f"the training rows are {n_originals} images, with {fewest} patients in the smallest "
-            f"class, too few to calibrate by ({_MIN_VALID_ROWS} and {_INNER_FOLDS} needed): "
-            "probabilities are not calibrated"
-        )
+        fitted.notes.append(too_few)
+        protocol += "probabilities are not calibrated"
     probabilities = to_probabilities(logits, fitted.temperature, multilabel=data.multilabel)
-    return fitted, (judge, probabilities)
+    return fitted, _Judged(judge, probabilities, protocol)
 
 
 # --- Cross-validation ------------------------------------------------------------------------
@@ -638,6 +724,7 @@ class _CrossValidation:
     logits: NDArray[np.float64]
     evaluation: Evaluation
     iterations: int
+    protocol: str
 
 
 def _check_folds(folds: int) -> None:
@@ -728,7 +815,14 @@ def _cross_validate(
         seed=settings.seed,
     )
     iterations = int(np.median([fitted.iterations for _, _, fitted in results]))
-    return _CrossValidation(rows, logits, evaluation, max(iterations, 1))
+    protocol = (
+        f"{folds}-fold cross-validation, stratified and grouped by patient; everything fitted "
+        "inside the folds; out-of-fold predictions pooled"
+    )
+    plain = sum(not fitted.calibrated for _, _, fitted in results)
+    if plain:
+        protocol += f"; probabilities not calibrated in {plain} of {folds} folds"
+    return _CrossValidation(rows, logits, evaluation, max(iterations, 1), protocol)
 
 
 # --- What users call -------------------------------------------------------------------------
@@ -830,7 +924,7 @@ def fit_head(
     ----------
     container : Container or sequence of Container
         Features with labels; several must agree in backbone, preprocessing, blocks and classes,
-        and their patients are different people.
+        and their patients are different people. Every byte is compared with its checksum first.
     target : str
         Column to learn; only ``"label"`` so far.
     kind : {"linear", "mlp"}
@@ -840,7 +934,11 @@ def fit_head(
     hidden : int
         Hidden units of ``"mlp"``.
     class_weights : {"balanced", None}
-        Whether every class counts the same, or every row.
+        Whether every class counts the same, or every row, in the fit and in the temperature:
+        probabilities are as if every class were equally frequent (every label present in half of
+        the images), or by the frequencies of the training rows. The head says which in
+        ``training["prevalence"]``. Where a class is rare, the first makes its probability larger
+        than its share of the images that get it.
     seed : int
         Of folds, held-out patients, initial weights, batches and bootstrap.
     cv : int, optional
@@ -863,7 +961,9 @@ def fit_head(
         No labels, one class only, a class with too few patients, or a patient on two sides of
         the marked split.
     MismatchError
-        The containers differ.
+        The containers differ, or one holds images of another.
+    Corrupt
+        A container is damaged.
     ValueError
         An option has a value it cannot have.
     """
@@ -896,14 +996,14 @@ def fit_head(
         folds = _cross_validate(data, learned, valid, cv, settings, threads, advance)
         if valid is None:
             fitted = _fit(data, learned, None, settings, epochs=folds.iterations)
-            _calibrate(fitted, folds.logits, data.labels[folds.rows])
+            too_few = _too_few(data, learned)
+            if too_few is None:
+                _calibrate(fitted, folds.logits, data.labels[folds.rows], settings)
+            else:
+                fitted.notes.append(too_few)
         else:
             fitted, _ = _fit_calibrated(data, learned, valid, settings)
-        metrics = {
-            **folds.evaluation.to_json(),
-            "protocol": f"{cv}-fold cross-validation, stratified and grouped by patient; "
-            "everything fitted inside the folds; out-of-fold predictions pooled",
-        }
+        metrics = {**folds.evaluation.to_json(), "protocol": folds.protocol}
     else:
         fitted, judged = _fit_calibrated(data, learned, valid, settings)
         if judged is None:
@@ -914,15 +1014,8 @@ def fit_head(
                 fitted.logits(data.X[rows]), fitted.temperature, multilabel=data.multilabel
             )
         else:
-            rows, probabilities = judged
+            rows, probabilities, protocol = judged.rows, judged.probabilities, judged.protocol
             split = "held out" if valid is None else "valid"
-            if valid is not None:
-                source = "rows marked valid"
-            elif kind == "linear":
-                source = f"training rows, each predicted by one of {_INNER_FOLDS} inner fits"
-            else:
-                source = "a held-out tenth of the patients"
-            protocol = f"{source}; they also set the calibration, so slightly too good"
         evaluation = evaluate_predictions(
             probabilities,
             data.labels[rows],
@@ -954,6 +1047,7 @@ def fit_head(
         "l2": settings.l2,
         "hidden": settings.hidden if kind == "mlp" else None,
         "class_weights": class_weights,
+        "prevalence": "equal" if settings.balanced else "training",
         "iterations": fitted.iterations,
         "folds": cv,
         "software": {"hilum": _software()},
@@ -1015,7 +1109,7 @@ def cross_validate(
 
     Raises
     ------
-    SplitError, MismatchError, ValueError
+    SplitError, MismatchError, Corrupt, ValueError
         As in `fit_head`; also a class with fewer patients than folds.
     """
     settings = _settings(kind, l2, hidden, class_weights, seed)
@@ -1059,6 +1153,8 @@ def evaluate_head(
     ------
     MismatchError
         The container was made by another backbone or preprocessing, or has other classes.
+    Corrupt
+        The container is damaged.
     SplitError
         There are no rows to judge, or a patient is on two sides of the split.
     ValueError

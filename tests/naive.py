@@ -82,3 +82,13 @@ def auroc(scores, positive):
         return None
     pairs = np.sign(high[:, None] - low[None, :])
     return float(((pairs + 1) / 2).mean())
+
+
+def calibration_error(p, positive, weights, bins=10):
+    """Weighted mean gap between predicted and observed rate over bins of equally many rows."""
+    order = np.argsort(p)
+    gaps = [
+        abs((weights[rows] * (p[rows] - positive[rows])).sum())
+        for rows in np.array_split(order, bins)
+    ]
+    return float(sum(gaps) / weights.sum())

@@ -110,6 +110,25 @@ def test_the_notice_says_what_it_learned_from():
     assert notice == "learned from 7 images of 5 patients aged 1 to 5 years; research only"
 
 
+@pytest.mark.parametrize("task", ["softmax", "multilabel"])
+def test_the_notice_says_where_probabilities_are_not_by_the_training_rows(task):
+    classes = {"softmax": "every class were equally", "multilabel": "every label were present in"}
+
+    def notice(normal, viral, prevalence="equal"):
+        counts = {"normal": normal, "viral": viral}
+        facts = {"n_rows": 100, "n_groups": 90, "class_counts": counts, "prevalence": prevalence}
+        return make_head(task=task, training=facts, about={}).notice()
+
+    said = f"learned from 100 images of 90 patients; probabilities as if {classes[task]}"
+    assert notice(90, 10).startswith(said)
+    assert "as if" not in notice(90, 10, "training")
+    assert "as if" not in notice(55, 45)
+    assert "as if" in notice(62, 38)
+    # Heads of earlier releases do not know.
+    facts = {"n_rows": 100, "n_groups": 90, "class_counts": {"normal": 90, "viral": 10}}
+    assert "as if" not in make_head(task=task, training=facts).notice()
+
+
 def test_select_picks_the_heads_blocks_out_of_a_wider_vector():
     head = make_head()
     wide = np.arange(14, dtype=np.float32).reshape(2, 7)

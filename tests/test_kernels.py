@@ -263,18 +263,17 @@ def test_bootstrap_auroc_equals_repeated_rows(seed):
 
 def test_bootstrap_rates_are_sums_over_repeated_rows():
     multiplicity = np.array([[1, 2], [0, 3]], np.int32)
-    sums, weights = np.full((2, 2), np.nan), np.full((2, 2), np.nan)
+    sums, counts = np.full((2, 2), np.nan), np.full((2, 2), np.nan)
     bootstrap.bootstrap_rates(
         multiplicity,
         np.array([0, 1, 1]),
         np.array([0, 0, 1]),
         np.array([1.0, 0.5, 4.0]),
-        np.array([1.0, 1.0, 2.0]),
         sums,
-        weights,
+        counts,
     )
     assert sums.tolist() == [[2.0, 8.0], [1.5, 12.0]]
-    assert weights.tolist() == [[3.0, 4.0], [3.0, 6.0]]
+    assert counts.tolist() == [[3.0, 2.0], [3.0, 3.0]]
 
 
 def _run(code, **environment):

@@ -11,12 +11,12 @@ import naive
 import numpy as np
 import pytest
 
-from engine import optimisation
+from engine import optimisation, training
 from engine.errors import MismatchError, SplitError
 from engine.heads import load_head
 from engine.optimisation import minimise
 from engine.training import cross_validate, evaluate_head, fit_head
-from formats import open_container, write_container
+from formats import Container, Corrupt, open_container, write_container
 
 PREPROCESSING = {"version": 1, "height": 8, "width": 8}
 CLASSES = ("bacterial", "normal", "viral")
@@ -80,26 +80,159 @@ def test_a_head_learns_and_generalises(tmp_path, kind):
     assert head.training["n_rows"] == (splits == 1).sum()
 
 
-@pytest.mark.parametrize("kind", ["linear", "mlp"])
-def test_marked_valid_rows_stop_the_fit(tmp_path, kind):
-    """Noise is learned after the signal: valid rows end the fit before the noise."""
-    X, labels, groups = make_rows(240, strength=0.3)
-    splits = split_column(groups)
-    marked = make_container(tmp_path / "m.hilum", X, labels, groups, split=splits)
-    unstopped = np.where(splits == 2, 3, splits)
-    plain = make_container(tmp_path / "p.hilum", X, labels, groups, split=unstopped)
-    stopped = fit_head(marked, kind=kind, l2=0.0, hidden=16)
-    free = fit_head(plain, kind=kind, l2=0.0, hidden=16)
-    if kind == "linear":
-        assert stopped.training["iterations"] < free.training["iterations"]
-    rows = splits == 3
+class Record:
+    """Which rows every fit, prediction and calibration of a training was given."""
 
-    def loss(head):
+    def __init__(self, monkeypatch):
+        self.fits = []
+        self.judged = []
+        self.calibrated = []
+        self.finished = []
+        self._fit, self._calibrate = training._fit, training._calibrate
+        self._logits, self._fit_calibrated = training._Fitted.logits, training._fit_calibrated
+        monkeypatch.setattr(training, "_fit", self.fit)
+        monkeypatch.setattr(training, "_calibrate", self.calibrate)
+        monkeypatch.setattr(training, "_fit_calibrated", self.fit_calibrated)
+
+        def logits(fitted, X):
+            return self.logits(fitted, X)
+
+        monkeypatch.setattr(training._Fitted, "logits", logits)
+
+    def fit(self, data, train, valid, settings, **options):
+        self.data = data
+        fitted = self._fit(data, train, valid, settings, **options)
+        self.fits.append((fitted, train, valid))
+        return fitted
+
+    def fit_calibrated(self, *arguments):
+        fitted, judged = self._fit_calibrated(*arguments)
+        self.finished.append(fitted)
+        return fitted, judged
+
+    def train_of(self, fitted):
+        return next(train for other, train, _ in self.fits if other is fitted)
+
+    def logits(self, fitted, X):
+        # Every row of these tests is unlike all others.
+        row_of = {row.tobytes(): i for i, row in enumerate(self.data.X)}
+        rows = np.array([row_of[row.tobytes()] for row in X])
+        out = self._logits(fitted, X)
+        self.judged.append((fitted, rows, out))
+        return out
+
+    def calibrate(self, fitted, logits, labels, settings):
+        self.calibrated.append((fitted, logits, labels))
+        return self._calibrate(fitted, logits, labels, settings)
+
+    def check(self):
+        """Nothing judged what it learned from, and nothing is known of rows not learned from."""
+        X, groups, views = self.data.X.astype(np.float64), self.data.groups, self.data.views
+        blind = {}
+        for fitted, rows, logits in self.judged:
+            train = self.train_of(fitted)
+            assert np.intersect1d(rows, train).size == 0
+            assert np.intersect1d(groups[rows], groups[train]).size == 0
+            assert not views[rows].any()
+            blind.update(zip((row.tobytes() for row in logits), rows, strict=True))
+        for fitted, train, valid in self.fits:
+            np.testing.assert_allclose(fitted.mean, X[train].mean(axis=0), rtol=1e-5)
+            np.testing.assert_allclose(fitted.scale, X[train].std(axis=0), rtol=1e-4)
+            if valid is not None:
+                assert np.intersect1d(groups[valid], groups[train]).size == 0
+                assert not views[valid].any()
+        for _, logits, labels in self.calibrated:
+            rows = np.array([blind[row.tobytes()] for row in logits])
+            assert len(np.unique(rows)) == len(rows)
+            np.testing.assert_array_equal(labels, self.data.labels[rows])
+
+
+def make_view_rows(k=3, strength=0.6):
+    """Rows with a second view of each image, none like another, and patients of some images."""
+    X, labels, groups = make_rows(330, k=k, strength=strength)
+    noise = np.random.default_rng(8).normal(0, 0.3, X.shape)
+    twice = np.concatenate([X, (X + noise).astype(np.float32)])
+    views = np.repeat([0, 1], len(X)).astype(np.uint8)
+    return twice, np.tile(labels, 2), np.tile(groups, 2), views
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+@pytest.mark.parametrize("marked", [False, True], ids=["unmarked", "marked"])
+@pytest.mark.parametrize("cv", [None, 3])
+def test_nothing_judges_what_it_learned_from(tmp_path, monkeypatch, kind, marked, cv):
+    X, labels, groups, views = make_view_rows()
+    columns = {"view": views}
+    if marked:
+        columns["split"] = split_column(groups)
+    container = make_container(tmp_path / "c.hilum", X, labels, groups, **columns)
+    record = Record(monkeypatch)
+    head = fit_head(container, kind=kind, hidden=24, cv=cv, threads=1)
+    record.check()
+    assert record.judged
+    # Each fold calibrates itself; the head's own calibration is by blind predictions as well.
+    assert len(record.calibrated) == (1 if cv is None else 4)
+    assert len(record.finished) == (1 if cv is None else 3 + marked)
+    # The weights that are kept are those of every learning row.
+    learning = np.flatnonzero(record.data.splits != 2)
+    fitted, train, _ = record.fits[-1]
+    np.testing.assert_array_equal(train, learning)
+    np.testing.assert_array_equal(head.mean, fitted.mean)
+
+
+def test_folds_decide_by_their_own_thresholds(tmp_path, monkeypatch):
+    X, labels, groups, views = make_view_rows(k=2, strength=0.3)
+    rare = (labels == 0) | (groups % 5 == 1)
+    container = make_container(
+        tmp_path / "c.hilum", X[rare], labels[rare], groups[rare], classes=("a", "b"),
+        view=views[rare],
+    )  # fmt: skip
+    record = Record(monkeypatch)
+    found = cross_validate(container, folds=3, class_weights=None, threads=1)
+    fold_of = {}
+    for fold, fitted in enumerate(record.finished):
+        outer = [rows for other, rows, _ in record.judged if other is fitted]
+        fold_of.update(dict.fromkeys(outer[-1].tolist(), fold))
+    limits = np.array([fitted.thresholds[1] for fitted in record.finished])
+    assert len(set(limits)) == 3
+    own = limits[[fold_of[row] for row in found.rows]]
+    second = found.probabilities[:, 1]
+    np.testing.assert_array_equal(found.decisions, second >= own)
+    # Neither one half nor any fold's threshold for all would have decided the same.
+    for other in (0.5, *limits):
+        assert ((second >= other) != (second >= own)).any()
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_marked_valid_rows_stop_the_fit(tmp_path, monkeypatch, kind):
+    """Wrong labels are learned after the right ones: valid rows end the fit before."""
+    X, labels, groups = make_rows(360, d=20, strength=1.0)
+    splits = split_column(groups)
+    rng = np.random.default_rng(0)
+    labels = np.where(rng.random(360) < 0.4, rng.integers(0, 3, 360), labels).astype(np.uint16)
+    container = make_container(tmp_path / "c.hilum", X, labels, groups, split=splits)
+    with monkeypatch.context() as patch:
+        record = Record(patch)
+        stopped = fit_head(container, kind=kind, l2=0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(training._Watch, "gives_up", lambda *_: False)
+        free = fit_head(container, kind=kind, l2=0.0)
+    assert stopped.training["iterations"] < free.training["iterations"] / 4
+
+    def loss(head, side):
+        rows = splits == side
         own = head.probabilities(X[rows])[np.arange(rows.sum()), labels[rows]]
         return -np.log(own).mean()
 
-    # Both are calibrated by rows they have not seen, so the order of the rows decides.
-    assert loss(stopped) < loss(free) + 0.02
+    # Both are calibrated by the valid rows, so what differs is what was learned.
+    assert loss(stopped, 2) < loss(free, 2) - 0.1
+    assert loss(stopped, 3) < loss(free, 3) - 0.1
+    if kind == "mlp":
+        # The weights are those of the best epoch, not of the last one looked at.
+        [(_, train, _)] = record.fits
+        settings = training._settings(kind, 0.0, 64, "balanced", 0)
+        best = stopped.training["iterations"]
+        again = training._fit(record.data, train, None, settings, epochs=best)
+        np.testing.assert_array_equal(again.weights["weight"], stopped.weights["weight"])
 
 
 def test_marked_valid_rows_serve_a_cross_validation_and_are_not_judged(tmp_path):
@@ -123,6 +256,43 @@ def test_the_optimum_is_that_of_scikit_learn(tmp_path, monkeypatch):
     model = linear_model.LogisticRegression(C=1 / (0.05 * 90), tol=1e-10, max_iter=5000)
     model.fit(standard, labels)
     np.testing.assert_allclose(head.weights["weight"], model.coef_, atol=2e-5)
+
+
+def rare_rows(seed, n=4000, rate=0.05):
+    """One binary feature whose ratio of the classes is not symmetric, and two of noise."""
+    rng = np.random.default_rng(seed)
+    positive = rng.random(n) < rate
+    X = rng.normal(size=(n, 3))
+    X[:, 0] = rng.random(n) < np.where(positive, 0.96, 0.64)
+    return X.astype(np.float32), positive.astype(np.uint16)
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_probabilities_of_a_rare_class_mean_what_the_head_says(tmp_path, seed, multilabel):
+    X, labels = rare_rows(seed)
+    new, truth = rare_rows(99, 40_000)
+    given, classes = labels, ("no", "yes")
+    if multilabel:
+        given, classes = labels[:, None].astype(np.int8), ("yes",)
+    container = make_container(tmp_path / "c.hilum", X, given, np.arange(len(X)), classes=classes)
+    # A softmax has two sets of weights for what one label has one.
+    l2 = 0.005 if multilabel else 0.01
+    by_rows = fit_head(container, class_weights=None, l2=l2)
+    p = by_rows.probabilities(new)[:, -1]
+    assert by_rows.training["prevalence"] == "training"
+    assert p.mean() == pytest.approx(truth.mean(), abs=0.01)
+    assert naive.calibration_error(p, truth == 1, np.ones(len(p))) < 0.01
+    assert "as if" not in by_rows.notice()
+    equal = fit_head(container, l2=l2)
+    p = equal.probabilities(new)[:, -1]
+    assert equal.training["prevalence"] == "equal"
+    # Unweighted, the temperature was 1.4 to 1.5 here and the error 0.035.
+    assert equal.temperature == pytest.approx(1.0, abs=0.12)
+    weights = 1.0 / np.bincount(truth)[truth]
+    assert (weights * p).sum() / 2 == pytest.approx(0.5, abs=0.02)
+    assert naive.calibration_error(p, truth == 1, weights) < 0.025
+    assert "probabilities as if every" in equal.notice()
 
 
 def test_balanced_weights_lift_the_rare_class(tmp_path):
@@ -221,6 +391,89 @@ def test_without_patients_every_row_is_one_and_the_head_says_so(tmp_path):
     assert "c.hilum has no patients" in head.metrics["notes"][0]
 
 
+def test_the_same_container_twice_is_refused(tmp_path, container):
+    copy = tmp_path / "copy.hilum"
+    copy.write_bytes(container.path.read_bytes())
+    for other in (container, open_container(copy)):
+        for call in (fit_head, cross_validate):
+            name = other.path.name
+            with pytest.raises(MismatchError, match=rf"c\.hilum and .*{name} are the same .*leave"):
+                call([container, other])
+
+
+@pytest.mark.parametrize("mine", [1, 3], ids=["learned from", "to be tested"])
+@pytest.mark.parametrize("theirs", [1, 3], ids=["learned from", "to be tested"])
+def test_images_in_two_containers_are_refused(tmp_path, mine, theirs):
+    """Under another patient and place: a row to be tested was else learned from in silence."""
+    n = 60
+    X, labels, groups = make_rows(n, seed=1)
+    Y, others, people = make_rows(n, seed=2)
+    first, second = np.full(n, 1, np.uint8), np.full(n, 1, np.uint8)
+    Y[-3:], others[-3:] = X[40:43], labels[40:43]
+    first[np.isin(groups, groups[40:43])] = mine
+    second[np.isin(people, people[-3:])] = theirs
+    one = make_container(tmp_path / "a.hilum", X, labels, groups, split=first)
+    two = make_container(tmp_path / "b.hilum", Y, others, people, split=second)
+    if mine == theirs == 3:
+        # A common test set is never learned from.
+        assert fit_head([one, two]).training["n_rows"] == (first == 1).sum() + (second == 1).sum()
+        return
+    with pytest.raises(MismatchError, match=r"a\.hilum and .*b\.hilum have 3 image.*leave one"):
+        fit_head([one, two])
+
+
+def test_equal_sample_keys_in_two_containers_are_refused(tmp_path):
+    rng = np.random.default_rng(0)
+    one_keys, two_keys = rng.integers(0, 256, (2, 60, 16)).astype(np.uint8)
+    one_keys[:5] = two_keys[:5] = 0
+    one = make_container(tmp_path / "a.hilum", *make_rows(60, seed=1), sample_key=one_keys)
+    two = make_container(tmp_path / "b.hilum", *make_rows(60, seed=2), sample_key=two_keys)
+    assert fit_head([one, two]).training["n_rows"] == 120
+    two.close()
+    two_keys[7] = one_keys[50]
+    two = make_container(tmp_path / "b.hilum", *make_rows(60, seed=2), sample_key=two_keys)
+    with pytest.raises(MismatchError, match=r"a\.hilum and .*b\.hilum have 1 image"):
+        fit_head([one, two])
+
+
+def flip_a_bit(path, offset):
+    damaged = bytearray(path.read_bytes())
+    damaged[offset] ^= 1
+    path.write_bytes(damaged)
+
+
+@pytest.mark.parametrize("place", ["first", "second"])
+def test_a_damaged_container_is_refused_before_anything_is_learned(tmp_path, container, place):
+    head = fit_head(container)
+    other = tmp_path / "o.hilum"
+    make_container(other, *make_rows(60, seed=3)).close()
+    flip_a_bit(other, 4096 + 5)
+    damaged = open_container(other)
+    both = [damaged, container] if place == "first" else [container, damaged]
+    with pytest.raises(Corrupt, match=r"o\.hilum"):
+        fit_head(both)
+    with pytest.raises(Corrupt, match=r"o\.hilum"):
+        cross_validate(damaged, folds=3)
+    with pytest.raises(Corrupt, match=r"o\.hilum"):
+        evaluate_head(head, damaged)
+
+
+def test_features_that_are_not_finite_are_refused_by_row(container, monkeypatch):
+    read_rows = Container.read_rows
+
+    def spoilt(self, rows=None):
+        X = read_rows(self, rows).copy()
+        # Their sum is an invalid operation, which NumPy warns of.
+        X[17, 2:4] = np.inf, -np.inf
+        X[30, 0] = np.nan
+        return X
+
+    monkeypatch.setattr(Container, "read_rows", spoilt)
+    monkeypatch.setattr(training, "_BLOCK_ROWS", 8)
+    with pytest.raises(SplitError, match=r"c\.hilum: row 17 \(and 1 more\)"):
+        fit_head(container)
+
+
 def test_two_containers_are_two_groups_of_people(tmp_path, container):
     other = make_container(tmp_path / "o.hilum", *make_rows(60, seed=3))
     head = fit_head([container, other], cv=3)
@@ -229,6 +482,9 @@ def test_two_containers_are_two_groups_of_people(tmp_path, container):
         np.unique(other.groups)
     )
     assert head.training["data_sets"] == [container.uuid, other.uuid]
+    for notes in (head.training["notes"], head.metrics["notes"]):
+        assert any("were taken for different people" in note for note in notes)
+    assert fit_head(container, cv=3).training["notes"] == []
 
 
 def test_containers_that_differ_are_refused_by_name(tmp_path, container):
@@ -307,7 +563,13 @@ def test_a_patient_on_both_sides_of_the_marks_is_refused(tmp_path, mark, sides):
     splits[rows] = 3
     splits[100] = mark
     container = make_container(tmp_path / "c.hilum", X, labels, groups, split=splits)
-    for call in (fit_head, lambda c: cross_validate(c, folds=3)):
+    head = fit_head(make_container(tmp_path / "other.hilum", *make_rows(seed=0)))
+    for call in (
+        fit_head,
+        lambda c: cross_validate(c, folds=3),
+        lambda c: evaluate_head(head, c),
+        lambda c: evaluate_head(head, c, "train"),
+    ):
         with pytest.raises(SplitError, match=rf"c\.hilum: 1 patient.*{sides}"):
             call(container)
 
@@ -359,6 +621,68 @@ def test_few_rows_are_fitted_without_calibration(tmp_path):
         assert any("too few to" in note for note in head.training["notes"])
         assert head.metrics["notes"] == head.training["notes"]
         assert np.isfinite(head.probabilities(X)).all()
+
+
+def few_patients(counts, n_each=8):
+    """Rows of classes with so many patients, each with several images."""
+    X, labels, groups, start = [], [], [], 0
+    rng = np.random.default_rng(4)
+    for c, count in enumerate(counts):
+        X.append(rng.normal(c * 2, 1.0, (count * n_each, 6)).astype(np.float32))
+        labels.append(np.full(count * n_each, c, np.uint16))
+        groups.append(np.repeat(np.arange(start, start + count), n_each))
+        start += count
+    return np.concatenate(X), np.concatenate(labels), np.concatenate(groups)
+
+
+def test_the_protocol_says_how_many_inner_fits_there_were_and_whether_they_calibrated(tmp_path):
+    enough = make_container(tmp_path / "e.hilum", *few_patients((4, 4, 4)))
+    head = fit_head(enough)
+    assert "one of 3 inner fits" in head.metrics["protocol"]
+    assert "set the calibration" in head.metrics["protocol"]
+    few = make_container(tmp_path / "f.hilum", *few_patients((4, 4, 2)))
+    head = fit_head(few)
+    assert head.temperature == 1.0
+    assert "one of 2 inner fits" in head.metrics["protocol"]
+    assert head.metrics["protocol"].endswith("probabilities are not calibrated")
+    assert "with 2 patient(s) in the smallest class" in head.training["notes"][0]
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_the_protocol_says_what_marked_and_held_out_rows_served_for(tmp_path, kind):
+    X, labels, groups = make_rows(240)
+    splits = split_column(groups)
+    marked = make_container(tmp_path / "m.hilum", X, labels, groups, split=splits)
+    protocol = fit_head(marked, kind=kind, hidden=4).metrics["protocol"]
+    assert protocol.startswith("rows marked valid; they also ended the fit and set the calibration")
+    few = np.where(groups < 6, 2, 1).astype(np.uint8)
+    container = make_container(tmp_path / "f.hilum", X, labels, groups, split=few)
+    protocol = fit_head(container, kind=kind, hidden=4).metrics["protocol"]
+    assert protocol == "rows marked valid; nothing was fitted or calibrated by them"
+    if kind == "mlp":
+        whole = make_container(tmp_path / "w.hilum", X, labels, groups)
+        protocol = fit_head(whole, kind=kind, hidden=4).metrics["protocol"]
+        assert protocol.startswith("a held-out tenth of the patients")
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_a_cross_validation_calibrates_by_enough_rows_only(tmp_path, kind):
+    # Of one image each: rows are too few, and each fold has one patient of a class left.
+    container = make_container(tmp_path / f"{kind}.hilum", *few_patients((8, 2), 1)[:2],
+                               classes=("a", "b"))  # fmt: skip
+    head = fit_head(container, kind=kind, hidden=4, cv=2)
+    assert (head.temperature, head.thresholds) == (1.0, ())
+    assert head.metrics["protocol"].endswith("probabilities not calibrated in 2 of 2 folds")
+    assert any("are 10 images" in note for note in head.training["notes"])
+    assert any("too few to" in note for note in head.metrics["notes"])
+    if kind == "linear":
+        assert any("1 patient(s) in the smallest class" in note for note in head.metrics["notes"])
+
+
+def test_a_cross_validation_of_enough_rows_calibrates(container):
+    head = fit_head(container, cv=3)
+    assert head.temperature != 1.0
+    assert head.metrics["protocol"].endswith("out-of-fold predictions pooled")
 
 
 def test_a_few_valid_rows_still_judge(tmp_path):

@@ -73,11 +73,10 @@ def bootstrap_rates(
     group: NDArray[np.int64],
     stratum: NDArray[np.int64],
     values: NDArray[np.float64],
-    weights: NDArray[np.float64],
     out: NDArray[np.float64],
-    out_weights: NDArray[np.float64],
+    out_counts: NDArray[np.float64],
 ) -> None:
-    """Write sums of values and weights per stratum in every draw.
+    """Write sums of values and numbers of items per stratum in every draw.
 
     Accuracy is one stratum of 0/1 values; recalls are one stratum per class.
 
@@ -87,15 +86,15 @@ def bootstrap_rates(
         How often each draw holds each group.
     group, stratum : int64 (n,)
         Group of each item, and the sum it belongs to.
-    values, weights : float64 (n,)
-        What is added to the two sums.
-    out, out_weights : float64 (m, s)
-        Filled.
+    values : float64 (n,)
+        What is added up.
+    out, out_counts : float64 (m, s)
+        Filled with the sums and with how many items were added.
     """
     out[:] = 0.0
-    out_weights[:] = 0.0
+    out_counts[:] = 0.0
     for draw in range(multiplicity.shape[0]):
         for item in range(group.shape[0]):
             times = float(multiplicity[draw, group[item]])
             out[draw, stratum[item]] += times * values[item]
-            out_weights[draw, stratum[item]] += times * weights[item]
+            out_counts[draw, stratum[item]] += times
