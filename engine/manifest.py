@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import difflib
 import io
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,11 @@ COLUMNS = ("file", "label", "patient", "split", "source", "sex", "age", "view")
 SPLITS = ("", "train", "valid", "test")
 LABEL_SEPARATOR = "|"
 UNCERTAIN_SUFFIX = "?"
+UNKNOWN = "unknown"
+# Sub-folders beyond this are hardly classes; their names would go into the container.
+MAX_FOLDER_CLASSES = 20
+FEW_FOLDER_CLASSES = 5
+MIN_IMAGES_PER_FOLDER = 3
 
 # Codes of the container's columns (formats/container.md, section Columns).
 SEX_CODES = {
@@ -93,7 +99,8 @@ def collect_samples(
     ----------
     sources : sequence of str or Path
         Files and folders. A folder whose sub-folders hold the images gives their names as
-        labels; images directly in a folder, and files, have none.
+        labels; images directly in a folder, and files, have none. More than 20 sub-folders, or
+        more than 5 with fewer than 3 images each on average, are taken for patients and refused.
     manifest : str or Path, optional
         CSV that describes the images (see :func:`read_manifest`). With ``sources``, only the
         manifest's files inside them are taken, and a file that is not found beside the CSV is
@@ -107,8 +114,8 @@ def collect_samples(
     Raises
     ------
     ManifestError
-        No image at all, a source that does not exist, labelled and unlabelled images mixed, or
-        a manifest that breaks its rules.
+        No image at all, a source that does not exist, labelled and unlabelled images mixed,
+        sub-folders that look like patients, or a manifest that breaks its rules.
     """
     paths = [Path(source) for source in sources]
     for path in paths:
@@ -146,7 +153,21 @@ def collect_samples(
             f"{len(samples) - labelled} images lie outside the class folders that name the other "
             f"{labelled} images' labels; move them into one, or describe all with --manifest",
         )
+    _check_folder_names(paths, samples)
     return samples
+
+
+def _check_folder_names(paths: Sequence[Path], samples: Sequence[Sample]) -> None:
+    """Refuse a folder for each patient: class names travel with the features."""
+    n_classes = len({sample.labels for sample in samples if sample.labels is not None})
+    sparse = n_classes > FEW_FOLDER_CLASSES and len(samples) < MIN_IMAGES_PER_FOLDER * n_classes
+    if n_classes > MAX_FOLDER_CLASSES or sparse:
+        where = next((path for path in paths if path.is_dir()), paths[0])
+        raise ManifestError(
+            where,
+            f"{n_classes} sub-folders hold {len(samples)} images: these look like patients or "
+            "studies, not classes; describe the images with --manifest",
+        )
 
 
 def _folder_samples(folder: Path) -> list[Sample]:
@@ -161,11 +182,7 @@ def _unique(samples: Iterable[Sample]) -> list[Sample]:
     """Keep each file once, whatever paths lead to it; a missing one is found out when read."""
     seen: dict[object, Sample] = {}
     for sample in samples:
-        try:
-            status = sample.path.stat()
-            seen.setdefault((status.st_dev, status.st_ino), sample)
-        except OSError:
-            seen.setdefault(sample.path, sample)
+        seen.setdefault(_identity(sample.path), sample)
     return list(seen.values())
 
 
@@ -202,6 +219,11 @@ def read_manifest(manifest: str | Path, folders: Sequence[Path] = ()) -> list[Sa
         ) from error
     except OSError as error:
         raise ManifestError(path, f"cannot be read: {error.strerror}") from error
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise ManifestError(
+            path, f"line {line}: holds a NUL character, so it is no text; save it as CSV in UTF-8"
+        )
     header = text.split("\n", 1)[0]
     delimiter = ";" if header.count(";") > header.count(",") else ","
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
@@ -258,14 +280,15 @@ def _sample(
         )
     labels = None
     if "label" in fields:
-        parts = (part.strip() for part in fields["label"].split(LABEL_SEPARATOR))
+        parts = (_label(part) for part in fields["label"].split(LABEL_SEPARATOR))
         labels = tuple(dict.fromkeys(part for part in parts if part))
+        _check_certainty(path, line, labels)
     return Sample(
         path=_locate(path, fields["file"], folders),
         labels=labels,
         patient=fields.get("patient") or None,
         split=split,
-        source=fields.get("source") or None,
+        source=_known(fields.get("source", "")),
         sex=SEX_CODES[sex],
         age=_age(path, line, fields.get("age", "")),
         projection=PROJECTION_CODES.get(fields.get("view", "").lower(), OTHER_PROJECTION),
@@ -273,12 +296,57 @@ def _sample(
     )
 
 
+def _known(text: str) -> str | None:
+    return None if text.lower() in ("", UNKNOWN) else text
+
+
+def _label(text: str) -> str:
+    name = text.strip()
+    if name.endswith(UNCERTAIN_SUFFIX):
+        return name.removesuffix(UNCERTAIN_SUFFIX).rstrip() + UNCERTAIN_SUFFIX
+    return name
+
+
+def _check_certainty(path: Path, line: int, labels: Sequence[str]) -> None:
+    for label in labels:
+        if label.endswith(UNCERTAIN_SUFFIX):
+            name = label.removesuffix(UNCERTAIN_SUFFIX)
+            if not name:
+                raise ManifestError(
+                    path, f"line {line}: label {label!r} has no name; write NAME{UNCERTAIN_SUFFIX}"
+                )
+            if name in labels:
+                raise ManifestError(
+                    path,
+                    f"line {line}: {name!r} is called present and uncertain ({label!r}) at once; "
+                    "keep one of them",
+                )
+
+
 def _locate(manifest: Path, name: str, folders: Sequence[Path]) -> Path:
     # Tables made on Windows name files with backslashes.
     candidates = [manifest.parent / name, *(folder / name for folder in folders)]
     if "\\" in name:
         candidates.append(manifest.parent / name.replace("\\", "/"))
-    return next((path for path in candidates if path.exists()), candidates[0])
+    return next((path for path in candidates if _exists(path)), candidates[0])
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # longer than a name may be: there is no such file
+        return False
+
+
+def _identity(path: Path) -> object:
+    """Name the file that a path leads to; two paths to one file have the same name."""
+    try:
+        status = path.stat()
+        if status.st_ino:
+            return status.st_dev, status.st_ino
+    except OSError:
+        pass
+    return Path(os.path.normpath(path))
 
 
 def _age(path: Path, line: int, text: str) -> int:
@@ -294,22 +362,27 @@ def _age(path: Path, line: int, text: str) -> int:
 
 
 def _check_files(path: Path, samples: Sequence[Sample]) -> None:
-    seen: dict[Path, int | None] = {}
+    seen: dict[object, Sample] = {}
     for sample in samples:
-        if sample.path in seen:
+        first = seen.setdefault(_identity(sample.path), sample)
+        if first is not sample:
+            same = "" if first.path.name == sample.path.name else f" as {first.path.name}"
             raise ManifestError(
                 path,
-                f"line {sample.line}: {sample.path.name} was named in line {seen[sample.path]} "
-                f"already; one line for each image (labels of a set are joined with "
+                f"line {sample.line}: {sample.path.name} was named in line {first.line} "
+                f"already{same}; one line for each image (labels of a set are joined with "
                 f"{LABEL_SEPARATOR!r})",
             )
-        seen[sample.path] = sample.line
 
 
 def _checked_labels(path: Path, samples: list[Sample], given: bool) -> list[Sample]:
     if not given:
         return samples
-    multilabel = any(len(sample.labels or ()) > 1 for sample in samples)
+    multilabel = any(
+        len(sample.labels or ()) > 1
+        or any(label.endswith(UNCERTAIN_SUFFIX) for label in sample.labels or ())
+        for sample in samples
+    )
     empty = [sample for sample in samples if not sample.labels]
     if len(empty) == len(samples):
         return [replace(sample, labels=None) for sample in samples]

@@ -135,6 +135,7 @@ def _train(arguments: argparse.Namespace) -> int:
     import engine
     import formats
 
+    formats.check_head_path(arguments.output)
     with ExitStack() as stack:
         containers = [stack.enter_context(engine.open_container(path)) for path in arguments.data]
         bar = stack.enter_context(

@@ -19,7 +19,7 @@ from formats.errors import (
     UnsupportedVersion,
     WriteError,
 )
-from formats.head_file import read_head, write_head
+from formats.head_file import check_head_path, read_head, write_head
 from formats.notes import canonical_json, preprocessing_digest, validate_notes
 from formats.writer import ContainerWriter, write_container
 
@@ -38,6 +38,7 @@ __all__ = [
     "WriteError",
     "atomic_write",
     "canonical_json",
+    "check_head_path",
     "open_container",
     "preprocessing_digest",
     "read_head",

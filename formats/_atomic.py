@@ -44,15 +44,18 @@ def atomic_write(path: str | PathLike[str], data: bytes | bytearray | memoryview
     try:
         # 0o666 and the umask decide, as for any file the user makes; mkstemp would give 0o600
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-        descriptor = os.open(temporary, flags, 0o666)
+        descriptor = None
         try:
-            try:
-                write_at(descriptor, data, None)
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            # Inside the try: Ctrl-C may come between the making of the file and the next line.
+            descriptor = os.open(temporary, flags, 0o666)
+            write_at(descriptor, data, None)
+            os.fsync(descriptor)
+            os.close(descriptor)
+            descriptor = None
             temporary.replace(target)
         except BaseException:
+            if descriptor is not None:
+                os.close(descriptor)
             with contextlib.suppress(OSError):
                 temporary.unlink()
             raise
@@ -100,11 +103,17 @@ def sync_folder(folder: Path) -> None:
     """
     if os.name == "nt":
         return
-    descriptor = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+    except OSError as exc:
+        # a folder that may be written but not listed cannot be opened; the rename itself is done
+        if exc.errno not in (errno.EACCES, errno.EPERM):
+            raise
+        return
     try:
         os.fsync(descriptor)
     except OSError as exc:
-        # some network and FUSE file systems cannot sync a folder; the rename itself is done
+        # some network and FUSE file systems cannot sync a folder
         if exc.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EROFS):
             raise
     finally:

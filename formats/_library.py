@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
     from numpy.typing import NDArray
 
-__all__ = ["COLUMN_DTYPE", "HEADER_DTYPE", "STATUS_NAMES", "crc32c", "ffi", "lib"]
+__all__ = ["HEADER_DTYPE", "crc32c", "ffi", "lib"]
 
 _MISSING = "the compiled reader is missing; in a checkout run: pip install -e ."
 _SUFFIXES = {"win32": ".dll", "darwin": ".dylib"}
@@ -96,13 +96,7 @@ lib: Any
 ffi, lib = _load()
 
 HEADER_DTYPE: np.dtype[Any] = _dtype(ffi.typeof("hilum_header"))
-"""Header of a container as one structured element, 4096 bytes."""
-
-COLUMN_DTYPE: np.dtype[Any] = _dtype(ffi.typeof("hilum_column"))
-"""Descriptor of one column, 64 bytes."""
-
-STATUS_NAMES: dict[int, str] = dict(ffi.typeof("enum hilum_status").elements)
-"""Number of every status a call may answer -> its name in C."""
+"""Header of a container as one structured element, 4096 bytes, with its column descriptors."""
 
 
 def crc32c(buffer: ReadableBuffer | NDArray[Any], crc: int = 0) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -15,7 +16,7 @@ from formats._status import MAGIC, PART_MAGIC, describe_first_bytes
 from formats.errors import HeadFileError, NotesError, WriteError
 from formats.notes import canonical_json, parse_json
 
-__all__ = ["read_head", "write_head"]
+__all__ = ["check_head_path", "read_head", "write_head"]
 
 METADATA_KEY = "hilum"
 # heads are some kilobytes; this keeps a video given by mistake out of memory
@@ -47,10 +48,12 @@ def write_head(
     Raises
     ------
     HeadFileError
-        The file cannot be written, or the arguments cannot be stored.
+        The file cannot be written, the arguments cannot be stored, or a file of another kind is
+        at `path`; such a file keeps its bytes.
     """
     from safetensors.numpy import save  # only heads need it
 
+    check_head_path(path)
     if not tensors:
         raise HeadFileError(path, "no tensors, expected at least one.")
     try:
@@ -109,6 +112,47 @@ def read_head(path: str | PathLike[str]) -> tuple[dict[str, NDArray[Any]], dict[
     except Exception as exc:  # SafetensorError, and KeyError for dtypes NumPy lacks
         raise HeadFileError(file, f"the tensors are damaged ({exc}). {_CURE}") from exc
     return tensors, value
+
+
+def check_head_path(path: str | PathLike[str]) -> None:
+    """Refuse to replace what is no head: a slip in a command must not cost an image.
+
+    `write_head` asks this first; who trains for an hour may ask before that.
+
+    Parameters
+    ----------
+    path : str or PathLike
+        Where a head is to be written. Free, empty or a safetensors file is right.
+
+    Raises
+    ------
+    HeadFileError
+        A folder, or a file of another kind, is there.
+    """
+    file = Path(path)
+    if os.path.isdir(file):  # noqa: PTH112 - pathlib raises for names that are too long
+        raise HeadFileError(file, "this is a folder, expected the name of a file to write.")
+    if not os.path.exists(file):  # noqa: PTH110
+        return
+    if not file.is_file():
+        raise HeadFileError(file, "is not a regular file, expected the name of a file.")
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            start = stream.read(9)
+    except OSError as exc:
+        raise HeadFileError(
+            file,
+            f"is there already and cannot be read ({exc.strerror}), so it may be no head. Choose "
+            "another name.",
+        ) from exc
+    is_head = start[8:] == b"{" and int.from_bytes(start[:8], "little") <= size - 8
+    if start and not is_head:
+        raise HeadFileError(
+            file,
+            f"is there already and is no head: {describe_first_bytes(file)}. It was left as it "
+            "is: choose another name, or move it away first.",
+        )
 
 
 def _read(file: Path) -> bytes:

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
+from formats._identity import Kind, find_identity
 from formats.errors import NotesError
 
 __all__ = ["canonical_json", "parse_json", "preprocessing_digest", "validate_notes"]
@@ -30,85 +31,15 @@ MAX_SETTING = 1_000_000
 
 _IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+\-]{0,63}")
 _VERSION_TEXT = re.compile(r"[0-9A-Za-z][0-9A-Za-z_.+/\-]{0,99}")
+# three numbers of at most four digits and suffixes such as rc1, .dev0, +g1a2b3c4: no machine's
+# address, and no number of somebody
+_WRITTEN_VERSION = re.compile(
+    r"\d{1,4}(?:\.\d{1,4}){0,2}(?:[.+\-]?[A-Za-z]{1,8}\d{0,4}(?:[A-Za-z]{1,8}\d{0,4}){0,4}){0,3}"
+)
 _KEY = re.compile(r"[a-z][a-z0-9_]{0,63}")
+MAX_WRITTEN_KEY = 40
+_DIGIT_RUN = re.compile(r"\d{5,}")
 _HEX64 = re.compile(r"[0-9a-f]{64}")
-
-# ---- Tripwires ---------------------------------------------------------------------------------
-
-_URL = re.compile(r"https?://[^\s<>\"']+")
-_DOI = re.compile(r"\b(?:doi:\s*)?10\.\d{4,9}/[^\s<>\"']+", re.IGNORECASE)
-_E_MAIL = re.compile(r"[^\s@<>]+@[^\s@<>]+\.[^\s@<>]+")
-_UID = re.compile(r"(?<![\d.])[0-2](?:\.\d+){4,}")
-_LONG_DIGITS = re.compile(r"\d{7,}")
-_MONTH = (
-    r"(?:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|"
-    r"sep(?:t(?:ember)?)?|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)"
-)
-_DATES = (
-    # 2019-03, 2019/03/07, 2019.3.7; a range of years such as 2019-2021 stays allowed
-    re.compile(r"(?<!\d)(?:19|20)\d\d[-/._ ](?:0[1-9]|1[0-2])(?!\d)"),
-    re.compile(r"(?<!\d)(?:19|20)\d\d[-/._ ]\d{1,2}[-/._ ]\d{1,2}(?!\d)"),
-    re.compile(r"(?<!\d)(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:[0-2]\d|3[01])?(?!\d)"),
-    re.compile(r"(?<!\d)\d{1,2}[-/._ ]\d{1,2}[-/._ ](?:19|20)?\d\d(?!\d)"),
-    re.compile(r"(?<!\d)(?:0?[1-9]|1[0-2])/(?:19|20)\d\d(?!\d)"),
-    re.compile(rf"\b{_MONTH}\.?,?\s+(?:\d{{1,2}}(?:st|nd|rd|th)?,?\s+)?(?:19|20)\d\d\b", re.I),
-    re.compile(rf"\b\d{{1,2}}(?:st|nd|rd|th|\.)?\s+{_MONTH}\b", re.IGNORECASE),
-)
-_PATHS = (
-    re.compile(r"\\"),
-    re.compile(r"(?:^|[\s\"'(=:])(?:~?/|\.\.?/)[\w.~-]"),
-    re.compile(r"\b[A-Za-z]:[\\/]"),
-    re.compile(r"\bfile:", re.IGNORECASE),
-    re.compile(r"[^\s/]+/[^\s/]+/[^\s/]+"),
-    re.compile(r"\.(?:dcm|dicom|png|jpe?g|tiff?|bmp|nii|gz|csv|json|xlsx?|hilum)\b", re.IGNORECASE),
-)
-_AGE = re.compile(
-    r"\b(?:9\d|1[0-4]\d)[\s-]*(?:years?|yrs?|y/?o)\b|\baged?\s+(?:9\d|1[0-4]\d)\b",
-    re.IGNORECASE,
-)
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-
-
-def find_identity(text: str, *, is_url: bool = False) -> str | None:
-    """Say what in a text looks like it identifies a person, a study or a machine.
-
-    A net with holes: it cannot know a name when it sees one. The allow-list is the protection,
-    this catches what slips into its free texts by accident.
-
-    Parameters
-    ----------
-    text : str
-        Any text.
-    is_url : bool
-        The text is meant to be a web address, which may hold long numbers and slashes.
-
-    Returns
-    -------
-    str or None
-        A clause such as ``a date finer than a year``, or None.
-    """
-    if _CONTROL.search(text):
-        return "a control character"
-    if "^" in text:
-        return "a '^', as in DICOM person names"
-    if _E_MAIL.search(text):
-        return "an e-mail address"
-    if is_url:
-        return None
-    # published addresses carry slashes and long numbers by nature
-    bare = _DOI.sub(" ", _URL.sub(" ", text))
-    if _UID.search(bare):
-        return "a DICOM UID"
-    if any(pattern.search(bare) for pattern in _DATES):
-        return "a date finer than a year"
-    if _LONG_DIGITS.search(bare):
-        return "a run of seven or more digits"
-    if _AGE.search(bare):
-        return "an age over 89"
-    if any(pattern.search(bare) for pattern in _PATHS):
-        return "a file name or path"
-    return None
-
 
 # ---- JSON --------------------------------------------------------------------------------------
 
@@ -248,7 +179,7 @@ def preprocessing_digest(preprocessing: Mapping[str, Any]) -> str:
 _Check = Callable[[str, Any, bool], None]
 
 
-def _text(max_length: int) -> _Check:
+def _text(max_length: int, kind: Kind = "text") -> _Check:
     def check(key: str, value: Any, strict: bool) -> None:
         if not isinstance(value, str) or not value.strip():
             raise NotesError(key, f"found {_show(value)}, expected a text that is not empty.")
@@ -256,7 +187,7 @@ def _text(max_length: int) -> _Check:
             raise NotesError(
                 key, f"{len(value)} characters, at most {max_length} are allowed. Shorten it."
             )
-        found = find_identity(value) if strict else None
+        found = find_identity(value, kind=kind) if strict else None
         if found:
             raise NotesError(
                 key,
@@ -276,10 +207,24 @@ def _identifier(key: str, value: Any, strict: bool) -> None:
 
 
 def _version(key: str, value: Any, strict: bool) -> None:
-    # no tripwires: "2026.4.1" is a version here, though it reads like a date
-    del strict
-    if not isinstance(value, str) or not _VERSION_TEXT.fullmatch(value):
-        raise NotesError(key, f"found {_show(value)}, expected a version such as 1.2.3")
+    # a pattern of its own: "2026.4.1" is a version here, though it reads like a date
+    pattern = _WRITTEN_VERSION if strict else _VERSION_TEXT
+    if not isinstance(value, str) or not pattern.fullmatch(value):
+        raise NotesError(
+            key,
+            f"found {_show(value)}, expected a version such as 1.2.3 or 1.2.3rc1 (numbers of at "
+            "most four digits).",
+        )
+
+
+def _key(key: str, name: str, strict: bool) -> None:
+    """Refuse a key that the writer is free to choose, but that holds more than a name."""
+    if strict and (len(name) > MAX_WRITTEN_KEY or _DIGIT_RUN.search(name)):
+        raise NotesError(
+            key,
+            f"found {_show(name)}, expected a name of at most {MAX_WRITTEN_KEY} characters and "
+            "without five digits in a row.",
+        )
 
 
 def _url(key: str, value: Any, strict: bool) -> None:
@@ -291,7 +236,7 @@ def _url(key: str, value: Any, strict: bool) -> None:
         )
     if len(value) > MAX_TEXT:
         raise NotesError(key, f"{len(value)} characters, at most {MAX_TEXT} are allowed.")
-    found = find_identity(value, is_url=True) if strict else None
+    found = find_identity(value, kind="url") if strict else None
     if found:
         raise NotesError(key, f"{_show(value)} holds {found}. Leave it out.")
 
@@ -384,6 +329,7 @@ def _preprocessing(key: str, value: Any, strict: bool) -> None:
         if not isinstance(name, str) or not _KEY.fullmatch(name):
             raise NotesError(here, "expected a setting's name of lower-case letters, digits and _")
         _text(64)(here, name, strict)
+        _key(here, name, strict)
         for entry in item if _is_list(item) and len(item) <= 64 else (item,):
             if isinstance(entry, str):
                 _identifier(here, entry, strict)
@@ -406,12 +352,18 @@ def _probes(key: str, value: Any, strict: bool) -> None:
         raise NotesError(key, f"found {_show(value)}, expected an object of 1 to 16 vectors.")
     for name, vector in value.items():
         _identifier(key, name, strict)
+        _key(key, name, strict)
         here = _join(key, name)
         if not _is_list(vector) or not 1 <= len(vector) <= 4096:
             raise NotesError(here, f"found {_show(vector)}, expected 1 to 4096 numbers.")
         for i, number in enumerate(vector):
             if isinstance(number, bool) or not isinstance(number, int | float):
                 raise NotesError(f"{here}[{i}]", f"found {_show(number)}, expected a number.")
+            if strict and not abs(number) <= MAX_SETTING:
+                raise NotesError(
+                    f"{here}[{i}]",
+                    f"found {_show(number)}, expected a number up to {MAX_SETTING}.",
+                )
 
 
 _BLOCK = _object(
@@ -442,9 +394,9 @@ _SCHEMA: dict[str, tuple[_Check, bool]] = {
         _object(
             {
                 "title": (_text(MAX_TEXT), False),
-                "attribution": (_text(MAX_TEXT), False),
-                "licence": (_text(MAX_TEXT), False),
-                "terms": (_text(MAX_TEXT), False),
+                "attribution": (_text(MAX_TEXT, "citation"), False),
+                "licence": (_text(MAX_TEXT, "linked"), False),
+                "terms": (_text(MAX_TEXT, "linked"), False),
                 "population": (_text(MAX_TEXT), False),
                 "age_range_years": (_age_range, False),
                 "url": (_url, False),

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from formats._atomic import explain_write_failure, sync_folder, write_at
 from formats._library import HEADER_DTYPE, crc32c, lib
-from formats._status import MAGIC, PART_MAGIC
+from formats._status import MAGIC, PART_MAGIC, describe_first_bytes
 from formats.container import AGE_TOP, AGE_UNKNOWN, CHUNK_ROWS, open_container
 from formats.errors import ContainerError, NotesError
 from formats.notes import MAX_BYTES, canonical_json, preprocessing_digest, validate_notes
@@ -165,7 +165,7 @@ class ContainerWriter:
     backbone_digest, preprocessing_digest : str
         SHA-256 as 64 hexadecimal digits; the notes must say the same.
     overwrite : bool
-        Whether a file at ``path`` may be replaced.
+        Whether a container at ``path`` may be replaced.
 
     Attributes
     ----------
@@ -177,7 +177,8 @@ class ContainerWriter:
     Raises
     ------
     ContainerError
-        The folder is missing, read-only or full; another writer is at work on the same path.
+        The folder is missing, read-only or full; another writer is at work on the same path; a
+        file that is no container is there (it keeps its bytes), or ``<path>.part`` is a link.
     ValueError
         An argument outside its range.
 
@@ -251,6 +252,7 @@ class ContainerWriter:
             raise ContainerError(
                 self.path, "exists already. Choose another name or allow it to be replaced."
             )
+        self._refuse_other_kinds()
         self._descriptor = self._lock_part()
         os.ftruncate(self._descriptor, 0)
         write_at(self._descriptor, PART_MAGIC.ljust(_BODY, b"\0"), 0)
@@ -262,10 +264,49 @@ class ContainerWriter:
             if expected_rows is not None:
                 _reserve(self._spool.fileno(), expected_rows * self._dim * 4)
 
+    def _refuse_other_kinds(self) -> None:
+        """Leave alone what is no container: a slip in a command must not cost an image."""
+        if self._part.is_symlink():
+            raise self._part_is_a_link()
+        for path in (self.path, self._part):
+            if not path.is_file():
+                continue
+            try:
+                with path.open("rb") as stream:
+                    start = stream.read(len(MAGIC))
+            except OSError as exc:
+                if path == self._part:
+                    continue  # taking it over says what is wrong
+                raise ContainerError(
+                    path,
+                    f"is there already and cannot be read ({exc.strerror}), so it may be no "
+                    "container. Choose another name.",
+                ) from exc
+            if start and start not in (MAGIC, PART_MAGIC):
+                raise ContainerError(
+                    path,
+                    f"is there already and is no container: {describe_first_bytes(path)}. It was "
+                    "left as it is: choose another name, or move it away first.",
+                )
+
+    def _part_is_a_link(self) -> ContainerError:
+        return ContainerError(
+            self._part,
+            "is a link, and the rows would be written over what it leads to. Remove the link or "
+            "choose another name.",
+        )
+
     def _lock_part(self) -> int:
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+        # through a link at this name, somebody else's file would be emptied
+        flags |= getattr(os, "O_NOFOLLOW", 0)
         while True:
-            descriptor = os.open(self._part, flags, 0o666)
+            try:
+                descriptor = os.open(self._part, flags, 0o666)
+            except OSError as exc:
+                if not self._part.is_symlink():
+                    raise
+                raise self._part_is_a_link() from exc
             try:
                 if _fcntl is None:
                     return descriptor

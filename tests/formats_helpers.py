@@ -13,12 +13,16 @@ from typing import Any
 import numpy as np
 
 import formats
+from formats._library import HEADER_DTYPE, ffi
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "formats" / "golden"
 MANIFEST: dict[str, Any] = json.loads((GOLDEN / "manifest.json").read_text())
 VALID = sorted(MANIFEST["valid"])
 CORRUPT = sorted(MANIFEST["corrupt"])
+# of the C declarations: the descriptor of one column, and the name of every status in C
+COLUMN_DTYPE: np.dtype = HEADER_DTYPE["columns"].base
+STATUS_NAMES: dict[int, str] = dict(ffi.typeof("enum hilum_status").elements)
 
 
 def load_maker() -> ModuleType:

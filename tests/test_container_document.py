@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from formats_helpers import GOLDEN, MANIFEST, ROOT, VALID
+from formats_helpers import COLUMN_DTYPE, GOLDEN, MANIFEST, ROOT, STATUS_NAMES, VALID
 
 import formats
-from formats._library import COLUMN_DTYPE, HEADER_DTYPE, STATUS_NAMES, crc32c, lib
+from formats._library import HEADER_DTYPE, crc32c, lib
 from formats.notes import _SCHEMA
 
 PAGE = (ROOT / "formats" / "container.md").read_text(encoding="utf-8")

@@ -9,11 +9,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from formats_helpers import CORRUPT, GOLDEN, MANIFEST, VALID, maker, run_python, write_small
+from formats_helpers import (
+    CORRUPT,
+    GOLDEN,
+    MANIFEST,
+    STATUS_NAMES,
+    VALID,
+    maker,
+    run_python,
+    write_small,
+)
 
 import formats
 from formats import _status
-from formats._library import STATUS_NAMES, lib
+from formats._library import lib
 
 
 def open_and_verify(path: Path, mode: str = "mmap") -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -440,6 +441,71 @@ def test_overwrite_may_be_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             writer.seal(NOTES)
     assert path.read_bytes() == b"mine"
     assert files_in(tmp_path) == ["x.hilum"]
+
+
+OTHER_KINDS = {
+    "image.png": (b"\x89PNG\r\n\x1a\n" + bytes(99), "PNG image"),
+    "xray.dcm": (bytes(128) + b"DICM" + bytes(99), "DICOM file"),
+    "labels.csv": (b"file,label\n", "text file"),
+    "head.safetensors": ((40).to_bytes(8, "little") + b'{"' + bytes(50), "safetensors"),
+    "short": (b"abc", "text file"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_KINDS)
+@pytest.mark.parametrize("suffix", ["", ".part"])
+def test_files_of_another_kind_are_not_replaced(tmp_path: Path, name: str, suffix: str) -> None:
+    data, looks = OTHER_KINDS[name]
+    there = tmp_path / (name + suffix)
+    there.write_bytes(data)
+    with pytest.raises(formats.ContainerError, match=rf"no container: .*{looks}.*another name"):
+        new_writer(tmp_path / name)
+    assert there.read_bytes() == data
+    assert files_in(tmp_path) == [there.name]
+
+
+def test_empty_and_unfinished_files_are_replaced(tmp_path: Path) -> None:
+    for name, data in (("empty", b""), ("unfinished", b"\x89HILPART" + bytes(99))):
+        (tmp_path / name).write_bytes(data)
+        (tmp_path / f"{name}.part").write_bytes(data)
+        write_small(tmp_path / name)
+        formats.open_container(tmp_path / name).verify()
+    assert files_in(tmp_path) == ["empty", "unfinished"]
+
+
+@pytest.mark.skipif(not hasattr(os, "O_NOFOLLOW"), reason="links cannot be told from files")
+@pytest.mark.parametrize("raced", [False, True])
+def test_a_part_that_is_a_link_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raced: bool
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"")
+    (tmp_path / "x.hilum.part").symlink_to(victim)
+    if raced:  # the link was made after the writer had looked
+        monkeypatch.setattr(formats.ContainerWriter, "_refuse_other_kinds", lambda self: None)
+    with pytest.raises(formats.ContainerError, match=r"x\.hilum\.part: is a link.*Remove the link"):
+        new_writer(tmp_path / "x.hilum")
+    assert victim.read_bytes() == b""
+    assert files_in(tmp_path) == ["victim", "x.hilum.part"]
+
+
+def test_a_folder_that_cannot_be_opened_is_no_failed_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with permissions -wx, which do not hold for root: the rename is done by then."""
+    real = os.open
+
+    def refuse_folders(path: Any, flags: int, *more: Any, **options: Any) -> int:
+        if Path(path) == tmp_path:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, flags, *more, **options)
+
+    monkeypatch.setattr(os, "open", refuse_folders)
+    write_small(tmp_path / "x.hilum")
+    formats.atomic_write(tmp_path / "y", b"y")
+    monkeypatch.undo()
+    formats.open_container(tmp_path / "x.hilum").verify()
+    assert (tmp_path / "y").read_bytes() == b"y"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX locks")

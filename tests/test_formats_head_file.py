@@ -9,6 +9,7 @@ import pytest
 from formats_helpers import GOLDEN
 
 import formats
+from formats.head_file import check_head_path
 
 TENSORS = {
     "weight": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -132,3 +133,35 @@ def test_what_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(formats.HeadFileError, match=r"does not exist\. Create it"):
         formats.write_head(tmp_path / "no" / "h", TENSORS, METADATA)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("data", "looks"),
+    [
+        (b"\x89PNG\r\n\x1a\n" + bytes(99), "PNG image"),
+        (b"file,label\n", "text file"),
+        (b"\x89HILUM\r\n" + bytes(99), "starts with"),
+        (b"{}", "text file"),
+        ((1 << 20).to_bytes(8, "little") + b"{}", "safetensors"),  # longer than the file
+    ],
+)
+def test_files_of_another_kind_are_not_replaced(tmp_path: Path, data: bytes, looks: str) -> None:
+    path = tmp_path / "there"
+    path.write_bytes(data)
+    for write in (
+        lambda: check_head_path(path),
+        lambda: formats.write_head(path, TENSORS, METADATA),
+    ):
+        with pytest.raises(formats.HeadFileError, match=f"no head: .*{looks}.*another name"):
+            write()
+    assert path.read_bytes() == data
+
+
+def test_heads_empty_files_and_free_names_may_be_written(tmp_path: Path) -> None:
+    (tmp_path / "empty").write_bytes(b"")
+    for name in ("empty", "free", "free"):
+        check_head_path(tmp_path / name)
+        formats.write_head(tmp_path / name, TENSORS, METADATA)
+        formats.read_head(tmp_path / name)
+    with pytest.raises(formats.HeadFileError, match="this is a folder"):
+        formats.write_head(tmp_path, TENSORS, METADATA)

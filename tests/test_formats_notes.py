@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 
 import pytest
-from formats_helpers import notes_of
+from formats_helpers import ROOT, notes_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,7 +18,7 @@ FULL = {
     **notes_of(8),
     "sources": ["unknown", "site-a"],
     "head": {"kind": "mlp", "hidden": 64},
-    "software": {"hilum": "0.1.0", "openvino": "2026.4.1-20426-releases/2026/4"},
+    "software": {"hilum": "0.1.0", "openvino": "2026.4.1"},
     "n_refused": 3,
     "probes": {"ramp": [0.5, -1, 2.25]},
     "about": {
@@ -139,15 +140,35 @@ IDENTIFYING = [
     "DOE^JOHN", "^^",
     "1.2.840.10008.5.1.4.1.1.1", "uid 2.25.329800735698586629295641978511506172918",
     "1.3.6.1.4.1",
-    "/home/jo/x", "C:\\data\\x", "see ~/x", "../x", "\\\\server\\share", "file:abc", "a/b/c",
+    "/home/jo/x", "C:\\data\\x", "see ~/x", "../x", "\\\\server\\share", "file:abc",
+    "a/b1234/c", "study/p10042/x",
     "IM-0001.dcm", "scan.jpeg", "list.csv", "(/mnt/x)",
     "aged 93", "a 97-year-old woman", "101 years", "95 yo", "92 y/o",
+    # the same in other spellings, languages and alphabets
+    "12-Mar-2019", "12Mar2019", "12-mar-19", "Mar-2019", "2019-Mar-12", "2019 March", "Dec 12",
+    "12 MAY", "12 OCT 2019", "OCTOBER 2019", "12th of March 2019", "12 march 2019",
+    "2019\u201303\u201312", "2019\u201103\u201112", "2019\u221203", "2019\u00a003\u00a012",
+    "20\u00ad19-03-12", "\uff12\uff10\uff11\uff19-\uff10\uff13-\uff11\uff12",
+    "\u0662\u0660\u0661\u0669-\u0660\u0663",
+    "1956年3月12日", "3月12日", "1956년 3월 12일", "12 marca 1956", "w marcu 1956", "12. März 1956",
+    "Marz 1956", "12 août 1956", "12 de marzo de 2019", "12 марта 1956", "май 1956",
+    "12 Μαρτίου 1956", "12 IV 1956", "12.IV.1956", "12-abc-1956", "7. 3. 2019", "2019/3", "2019.3",
+    "03.2019", "03-2019", "07-03-19", "7.3.19",
+    "123-45-6789", "943 476 5919", "+48 601 234 567", "+49 (30) 12-34/56", "12 345 678",
+    "440514-01359", "440514\u201301359", "1_2_840_113619_2_55", "4.4.0.5.1.4.0", "560312/1234",
+    "1234-5678",
+    "192.168.1.17", "on 10.0.0.1", "pacs01.szpital.local", "ws7.lan", "localhost", "fe80::1ff:2",
+    "00:1b:44:11:3a:b7", "pacs.szpital.pl", "pacs.szpital.pl:11112",
+    "93 lat", "lat 99 letnia 91-letnia", "93-jähriger", "93-jährige", "93 ans", "93 años", "96岁",
+    "wiek: 93", "Alter 93",
+    "https://pacs.szpital.pl/patient/44051401359", "10.1234/44051401359", "see http://x.org/y",
+    "HTTPS://x.org/y", "jo\uff20clinic.org", "DOE\uff3eJOHN",
     "bell\x07", "line\nbreak", "tab\tx", "a\u2028b", "\x9b1m",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("text", IDENTIFYING)
-@pytest.mark.parametrize("path", ["about.title", "about.terms", "classes.0", "sources.1"])
+@pytest.mark.parametrize("path", ["about.title", "about.population", "classes.0", "sources.1"])
 def test_identifying_values_are_refused(text: str, path: str) -> None:
     assert find_identity(text) is not None
     with pytest.raises(formats.NotesError, match="Notes travel with the features") as caught:
@@ -169,29 +190,134 @@ def test_identifying_keys_and_names_are_refused(text: str) -> None:
             validate_notes(notes)
 
 
+HARMLESS = [
+    "normal", "COVID-19", "COVID-19 since 2020", "bacterial pneumonia", "viral/bacterial",
+    "AP/PA/LL", "normal/bacterial/viral", "a/b/c", "grade 1/2/3", "KL 0/1/2/3/4", "Grade 3", "T1N0",
+    "SARS-CoV-2", "ICD-10 J18.9", "ICD-10 version 2019", "24h follow-up",
+    "5-10-15 mm", "5-10-15", "10/12/15 mm", "1.5-3 cm", "90 %", "v1.0.10", "12-bit 2018",
+    "1 may be uncertain", "1 in 10 march fractures", "in 2018 may contain", "I may 2",
+    "March of Dimes", "OCT2017", "3 OCT scans", "OCT 2017", "stage 2 DIC", "3 MRT", "2 MAI",
+    "8th edition 2017", "test set 2018", "lip lesion",
+    "zapalenie płuc", "Lungenentzündung", "6月龄", "Pneumothorax 肺炎", "пневмония",
+    "collected 2010-2013 in Guangzhou", "2010 2011 2012", "2018/2019/2020", "112 120 images",
+    "Größe: 5,856 images; Müller et al.", "children of 1 to 5 years", "up to 89 years",
+    "CC BY-NC-SA 4.0", "Cell 172(5), 1122-1131, 2018", "Mendeley Data, version 2, 2018",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", HARMLESS)
+@pytest.mark.parametrize("path", ["about.title", "classes.0"])
+def test_harmless_texts_are_allowed(text: str, path: str) -> None:
+    assert find_identity(text) is None
+    validate_notes(changed(path, text))
+
+
 @pytest.mark.parametrize(
     "text",
     [
-        "normal",
-        "COVID-19",
-        "bacterial pneumonia",
-        "viral/bacterial",
-        "collected 2010-2013 in Guangzhou",
-        "Cell 172(5), 1122-1131, 2018",
         "doi:10.17632/rscbjbr9sj.2",
-        "https://zenodo.org/records/12345678",
-        "children of 1 to 5 years",
-        "up to 89 years",
-        "CC BY-NC-SA 4.0",
-        "Größe: 5,856 images; Müller et al.",
-        "Pneumothorax 肺炎",
-        "March of Dimes",
-        "I may 2",
+        "10.17632/rscbjbr9sj.2",
+        "Kermany D., Zhang K., Goldbaum M. (2018), https://doi.org/10.17632/rscbjbr9sj.2.",
+        "Rajpurkar et al., arXiv:1711.05225v3",
+        "data at https://data.mendeley.com/datasets/rscbjbr9sj/2",
+        *HARMLESS,
     ],
 )
-def test_harmless_texts_are_allowed(text: str) -> None:
-    assert find_identity(text) is None
-    validate_notes(changed("about.population", text))
+def test_citations_may_hold_public_addresses(text: str) -> None:
+    validate_notes(changed("about.attribution", text))
+
+
+def test_licence_and_terms_may_hold_links_but_no_numbers() -> None:
+    for key in ("licence", "terms"):
+        validate_notes(
+            changed(f"about.{key}", "CC0 (https://creativecommons.org/publicdomain/zero/1.0/)")
+        )
+        for text in ("10.1234/44051401359", "https://pacs.szpital.pl/", "https://x.pl/44051401359"):
+            with pytest.raises(formats.NotesError, match="Notes travel with the features"):
+                validate_notes(changed(f"about.{key}", text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://pacs.szpital.pl/",
+        "https://x.pl/patient/44051401359",
+        "see https://192.168.1.17/x",
+        "https://10.17632/rscbjbr9sj.2 and 12 marca 1956",
+        "doi:10.17632/rscbjbr9sj.2, PESEL 44051401359",
+    ],
+)
+def test_citations_may_hold_nothing_else(text: str) -> None:
+    with pytest.raises(formats.NotesError, match="Notes travel with the features"):
+        validate_notes(changed("about.attribution", text))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://doi.org/10.17632/rscbjbr9sj.2",
+        "https://doi.org/10.5281/zenodo.12345678",
+        "https://pubs.rsna.org/doi/10.1148/ryai.2019180041",
+        "https://physionet.org/content/mimic-cxr/2.0.0/",
+        "https://example.org/2019/03/07/chest",
+    ],
+)
+def test_public_addresses_are_allowed(url: str) -> None:
+    validate_notes(changed("about.url", url))
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("https://pacs.szpital.pl/", "not public"),
+        ("https://x.local/a", "not public"),
+        ("https://192.168.1.17/a", "not public"),
+        ("https://example.org:8080/a", "not public"),
+        ("https://x.pl/patient/44051401359", "seven or more digits"),
+        ("https://x.pl/440514-01359", "seven or more digits"),
+        ("https://x.pl/10.1234/44051401359", "seven or more digits"),
+        ("https://x.pl/%344051401359", "seven or more digits"),
+        ("https://x.pl/1.2.840.1.5", "DICOM UID"),
+    ],
+)
+def test_addresses_that_lead_to_a_person_or_machine_are_refused(url: str, message: str) -> None:
+    with pytest.raises(formats.NotesError, match=message) as caught:
+        validate_notes(changed("about.url", url))
+    assert caught.value.key == "about.url"
+
+
+@pytest.mark.parametrize("version", ["0.1.0", "2026.4.1", "1.0.0rc1", "0.2.0.dev3", "1.2+g1a2b3c4"])
+def test_versions_are_allowed(version: str) -> None:
+    validate_notes(changed("software.openvino", version))
+
+
+@pytest.mark.parametrize(
+    "version",
+    ["44051401359", "2026.4.1-20426", "192.168.1.17", "1.2.840.10008", "123-45-6789", "ws7.lan",
+     "2019-03-12", "Nowak", "a/b"],
+)  # fmt: skip
+def test_what_is_no_version_is_refused(version: str) -> None:
+    for name in ("hilum", "openvino"):
+        with pytest.raises(formats.NotesError, match="expected a version"):
+            validate_notes(changed(f"software.{name}", version))
+
+
+@pytest.mark.parametrize("key", ["p44051", "x_44051_y", "k" * 41])
+def test_keys_that_hold_more_than_a_name_are_refused(key: str) -> None:
+    for notes in (changed(f"preprocessing.{key}", 1), changed("probes", {key: [1]})):
+        with pytest.raises(formats.NotesError, match="without five digits in a row"):
+            validate_notes(notes)
+        validate_notes(notes, reading=True)
+    with pytest.raises(formats.NotesError, match="up to 1000000"):
+        validate_notes(changed("probes", {"ramp": [44051401359]}))
+
+
+def test_the_demonstration_passes_the_tripwires() -> None:
+    folder = ROOT / "engine" / "demonstration"
+    with formats.open_container(folder / "pneumonia.hilum") as container:
+        validate_notes(container.notes, dim=container.dim)
+    about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+    validate_notes({**FULL, "about": about})
 
 
 def test_tripwires_are_the_writers_duty() -> None:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from formats_helpers import COLUMN_DTYPE, STATUS_NAMES
 
 from formats import _library
-from formats._library import COLUMN_DTYPE, HEADER_DTYPE, STATUS_NAMES, crc32c, ffi, lib
+from formats._library import HEADER_DTYPE, crc32c, ffi, lib
 
 # The layout table of formats/container.md, in literal numbers: offset and size in bytes.
 HEADER_LAYOUT = {

@@ -122,6 +122,8 @@ def test_other_encodings_and_missing_tables(tmp_path: Path) -> None:
         read_manifest(path)
     with pytest.raises(ManifestError, match="cannot be read"):
         read_manifest(tmp_path / "missing.csv")
+    with pytest.raises(ManifestError, match="line 2: holds a NUL character"):
+        read_manifest(write_csv(tmp_path, "file\na\0.png\n"))
 
 
 def test_sources_limit_and_locate_a_manifest(tmp_path: Path) -> None:
@@ -133,3 +135,72 @@ def test_sources_limit_and_locate_a_manifest(tmp_path: Path) -> None:
     assert collect_samples([tmp_path / "there"], elsewhere)[0].path == tmp_path / "there" / "b.png"
     with pytest.raises(ManifestError, match="none of its files lies in"):
         collect_samples([tmp_path / "there"], write_csv(tmp_path, "file\nhere/a.png\n"))
+
+
+PATIENTS = r"these look like patients or studies, not classes; describe the images with --manifest"
+
+
+@pytest.mark.parametrize(("n_folders", "n_images"), [(6, 2), (21, 3)])
+def test_a_folder_for_each_patient_is_refused(
+    tmp_path: Path, n_folders: int, n_images: int
+) -> None:
+    for folder in range(n_folders):
+        for image in range(n_images):
+            make_image(tmp_path / f"Nowak {folder}" / f"{image}.png")
+    with pytest.raises(ManifestError, match=f"{n_folders} sub-folders hold .*{PATIENTS}"):
+        collect_samples([tmp_path])
+    lines = [f"Nowak {folder}/0.png,c{folder}" for folder in range(n_folders)]
+    table = write_csv(tmp_path, "\n".join(["file,label", *lines]))
+    assert len(collect_samples([tmp_path], table)) == n_folders  # said on purpose
+
+
+@pytest.mark.parametrize(("n_folders", "n_images"), [(5, 1), (6, 3), (20, 3)])
+def test_folders_of_classes_are_taken(tmp_path: Path, n_folders: int, n_images: int) -> None:
+    for folder in range(n_folders):
+        for image in range(n_images):
+            make_image(tmp_path / f"c{folder}" / f"{image}.png")
+    assert len(collect_samples([tmp_path])) == n_folders * n_images
+
+
+def test_an_unknown_source_is_a_missing_one(tmp_path: Path) -> None:
+    path = write_csv(tmp_path, "file,source\na,unknown\nb,\nc,Unknown\nd,north\n")
+    assert [s.source for s in read_manifest(path)] == [None, None, None, "north"]
+
+
+def test_an_uncertain_label_makes_a_multilabel_set(tmp_path: Path) -> None:
+    path = write_csv(tmp_path, "file,label\n1.png,a ?\n2.png,\n3.png,a\n")
+    assert [s.labels for s in read_manifest(path)] == [("a?",), (), ("a",)]
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ("a|a?", r"line 3: 'a' is called present and uncertain \('a\?'\) at once"),
+        ("b|a ?|a", "line 3: 'a' is called present and uncertain"),
+        ("?", r"line 3: label '\?' has no name"),
+    ],
+)
+def test_labels_that_contradict_themselves(tmp_path: Path, cell: str, message: str) -> None:
+    path = write_csv(tmp_path, f"file,label\n1.png,a\n2.png,{cell}\n")
+    with pytest.raises(ManifestError, match=message):
+        read_manifest(path)
+
+
+def test_one_file_by_two_names_is_refused(tmp_path: Path) -> None:
+    make_image(tmp_path / "0.png")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "link.png").symlink_to(tmp_path / "0.png")
+    for other in ("a/../0.png", "link.png", "./0.png"):
+        path = write_csv(tmp_path, f"file\n0.png\n{other}\n")
+        with pytest.raises(ManifestError, match=r"line 3: .* was named in line 2 already"):
+            read_manifest(path)
+    missing = write_csv(tmp_path, "file\ngone.png\nb/../gone.png\n")
+    with pytest.raises(ManifestError, match=r"line 3: gone\.png was named in line 2 already"):
+        read_manifest(missing)
+
+
+def test_a_name_no_file_can_have_is_a_file_that_is_not_there(tmp_path: Path) -> None:
+    long = "x" * 5000
+    path = write_csv(tmp_path, f"file,label\n{long},a\n1.png,b\n")
+    first, second = read_manifest(path, [tmp_path])
+    assert (first.path, second.path) == (tmp_path / long, tmp_path / "1.png")
