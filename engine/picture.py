@@ -29,9 +29,9 @@ __all__ = [
     "sniff",
 ]
 
-MAX_PIXELS = 100_000_000
+MAX_PIXELS = 50_000_000
 """Largest picture that is decoded, pixels; a flat panel has 9 to 20 million. Bounds memory to a
-few hundred MB whatever a header claims."""
+about 500 MB whatever a header claims: twice that filled a quarter of a hospital PC."""
 
 MIN_SIDE = 64
 """Shorter side below which a picture is refused, pixels: thumbnails and icons."""
