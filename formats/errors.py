@@ -112,8 +112,8 @@ class NotesError(EngineError, ValueError):
         return type(self), (self.key, self.message)
 
 
-class HeadFileError(EngineError, ValueError):
-    """A head file that cannot be read or written.
+class _FileError(EngineError):
+    """An error that one file is to blame for.
 
     Parameters
     ----------
@@ -135,34 +135,17 @@ class HeadFileError(EngineError, ValueError):
         self.path = Path(path)
         self.message = message
 
-    def __reduce__(self) -> tuple[type[HeadFileError], tuple[str, str]]:
+    def __reduce__(self) -> tuple[type[_FileError], tuple[str, str]]:
         """Pickle by the constructor's own arguments, so that worker processes can raise it."""
         return type(self), (fspath(self.path), self.message)
 
 
-class WriteError(EngineError, OSError):
+class HeadFileError(_FileError, ValueError):
+    """A head file that cannot be read or written; arguments and attributes: path, message."""
+
+
+class WriteError(_FileError, OSError):
     """A file that could not be written; nothing is left at its name that was not there before.
 
-    Parameters
-    ----------
-    path : str or Path
-        The file.
-    message : str
-        What was found, what was expected and what to do; the path is put in front of it.
-
-    Attributes
-    ----------
-    path : Path
-        The file.
-    message : str
-        The sentence without the path.
+    Arguments and attributes: path, message.
     """
-
-    def __init__(self, path: str | PathLike[str], message: str) -> None:
-        super().__init__(f"{fspath(path)}: {message}")
-        self.path = Path(path)
-        self.message = message
-
-    def __reduce__(self) -> tuple[type[WriteError], tuple[str, str]]:
-        """Pickle by the constructor's own arguments, so that worker processes can raise it."""
-        return type(self), (fspath(self.path), self.message)
