@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from PIL import Image
 
 import engine
 import formats
+from engine import features
 from engine.backbone import Backbone
 from engine.errors import (
     ContainerError,
@@ -123,6 +126,33 @@ def test_bad_files_are_left_out_and_named(
     ]
     for path, error in extraction.failures:
         assert str(path) in str(error)
+
+
+def test_a_feature_beyond_f16_costs_its_own_image_only(
+    table: Path, backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = features.pool_features
+
+    calls = itertools.count()
+
+    def overflowing(*arguments: Any) -> Any:
+        vectors = pool(*arguments)
+        if next(calls) % 4 == 0:
+            vectors[0, 0] = 1e6
+        return vectors
+
+    monkeypatch.setattr(features, "pool_features", overflowing)
+    extraction = Extraction()
+    with extract_features(
+        backbone, [], tmp_path / "o.hilum", manifest=table, extraction=extraction
+    ) as container:
+        container.verify()
+        assert container.n_rows == extraction.n_rows == 9
+        assert len(extraction.failures) == 3
+        assert container.n_groups is not None
+    for path, error in extraction.failures:
+        assert str(path) in str(error)
+        assert "write dtype f32" in str(error)
 
 
 def test_nothing_usable_leaves_nothing(backbone: Backbone, tmp_path: Path) -> None:
