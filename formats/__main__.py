@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -64,8 +65,19 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "python -m formats") 
     arguments = _parser(prog).parse_args(argv)
     try:
         if arguments.command == "inspect":
-            return _inspect(arguments.files, as_json=arguments.json)
-        return _verify(arguments.files, quiet=arguments.quiet)
+            code = _inspect(arguments.files, as_json=arguments.json)
+        else:
+            code = _verify(arguments.files, quiet=arguments.quiet)
+        sys.stdout.flush()  # here, where a full disk or a reader that left can still be told
+        return code
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`): nothing more to say to anyone.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as exc:
+        print(f"error: the output cannot be written: {exc.strerror or exc}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130

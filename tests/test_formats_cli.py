@@ -150,3 +150,15 @@ def test_as_a_program(tmp_path: Path) -> None:
             check=False,
         )
         assert result.returncode == code, result.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("shell", ["{0} | true", "{0} {1} {1} {1} | head -n 1", "{0} > /dev/full"])
+def test_an_output_nobody_can_take_is_no_traceback(shell: str) -> None:
+    golden = next((ROOT / "formats" / "golden" / "valid").glob("*.hilum"))
+    command = f"{sys.executable} -m formats inspect {golden}"
+    result = subprocess.run(
+        ["/bin/sh", "-c", shell.format(command, golden)], cwd=ROOT, capture_output=True, check=False
+    )
+    assert b"Traceback" not in result.stderr
+    assert b"Exception" not in result.stderr
