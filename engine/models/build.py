@@ -514,7 +514,10 @@ def measure_default_features(
     names = [output.get_any_name() for output in model.outputs]
     blocks = [block.split(":") for block in recipe.default_taps.split(",")]
     if any(pooling != "mean3x3" for _, pooling in blocks):
-        raise NotImplementedError(f"{recipe.default_taps}: only mean3x3 is measured here")
+        raise ValueError(
+            f"{recipe.name}: default taps {recipe.default_taps}, expected mean3x3 everywhere; "
+            "teach measure_default_features the other pooling before you change the recipe"
+        )
     return np.stack(
         [
             np.concatenate([grid_mean(maps[names.index(tap)][0], 3) for tap, _ in blocks])
