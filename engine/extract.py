@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from engine.cli import (
     EXIT_DONE,
+    EXIT_SIGNAL,
     EXIT_SOME_FAILED,
     EXIT_USAGE,
     MOST_THREADS,
     check_files,
     command_line,
     count_up_to,
+    exit_code_of,
     report,
     run,
     seed,
@@ -44,7 +47,14 @@ empty label means no finding and "A?" an uncertain one.
 
 A container is derived from health images: treat it as pseudonymised personal data unless the
 controller documents otherwise for a named recipient. Rows are shuffled; patient identifiers,
-dates and file names are not stored. Research use only."""
+dates and file names are not stored. Research use only.
+
+A run that is stopped, fails or loses power keeps its rows in OUT.hilum.part; the same command with
+--resume goes on with them, and ends with the very file the first run would have written."""
+
+
+# Fewer could be found by trying.
+_SECRET_BYTES = 16
 
 
 def parser() -> argparse.ArgumentParser:
@@ -92,6 +102,17 @@ def parser() -> argparse.ArgumentParser:
         help="order of the rows (default: drawn anew each time, so that the order tells nothing)",
     )
     add(
+        "--resume",
+        action="store_true",
+        help="go on with a run that was stopped; begins anew where there is none",
+    )
+    add(
+        "--sample-keys",
+        metavar="SECRET",
+        help="file with a secret of your site (16 bytes or more, kept private): each row gets a "
+        "keyed hash of its image file, by which merge and withdraw know the image again",
+    )
+    add(
         "--quiet",
         action="store_true",
         help="no progress bar and no summary; errors are still shown",
@@ -116,7 +137,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = options.parse_args(argv)
     if not arguments.source and arguments.manifest is None:
         options.error("give image files or folders, or --manifest")
-    inputs = [*arguments.source, *filter(None, (arguments.manifest, arguments.about))]
+    named = (arguments.manifest, arguments.about, arguments.sample_keys)
+    inputs = [*arguments.source, *filter(None, named)]
     check_files(options, inputs, (arguments.output,))
     return run(lambda: _extract_or_explain(options, arguments))
 
@@ -144,6 +166,7 @@ def _extract(options: argparse.ArgumentParser, arguments: argparse.Namespace) ->
             f"no backbone {arguments.backbone!r}; choose from {', '.join(engine.list_backbones())}"
         )
     about = _about(options, arguments.about)
+    secret = _secret(options, arguments.sample_keys)
     try:
         backbone = engine.load_backbone(
             arguments.backbone,
@@ -158,33 +181,67 @@ def _extract(options: argparse.ArgumentParser, arguments: argparse.Namespace) ->
 
         def progress(done: int, total: int) -> None:
             bar.total = total
+            if bar.n == 0 and extraction.n_resumed:
+                # an earlier run's images would make this one's rate and end look too good
+                bar.initial = extraction.n_resumed
+                bar.n = extraction.n_resumed
             bar.update(done - bar.n)
 
         def failed(_path: Path, error: Exception) -> None:
             bar.clear()
             report(f"left out: {error}")
 
-        with extract_features(
-            backbone,
-            arguments.source,
-            arguments.output,
-            manifest=arguments.manifest,
-            taps=arguments.taps,
-            pooling=arguments.pooling,
-            dtype=arguments.dtype,
-            about=about,
-            seed=arguments.seed,
-            on_progress=progress,
-            on_failure=failed,
-            extraction=extraction,
-        ) as container:
+        try:
+            container = extract_features(
+                backbone,
+                arguments.source,
+                arguments.output,
+                manifest=arguments.manifest,
+                taps=arguments.taps,
+                pooling=arguments.pooling,
+                dtype=arguments.dtype,
+                about=about,
+                seed=arguments.seed,
+                sample_key_secret=secret,
+                resume=arguments.resume,
+                on_progress=progress,
+                on_failure=failed,
+                extraction=extraction,
+            )
+        except BaseException as error:
+            bar.close()
+            if extraction.unfinished is None:
+                raise
+            if isinstance(error, engine.EngineError):
+                report(f"error: {error}")
+            report(
+                f"stopped: {extraction.n_rows} rows of {extraction.n_done} of "
+                f"{extraction.n_images} images are kept in {extraction.unfinished}; to go on, give "
+                "the same command with --resume"
+            )
+            if isinstance(error, engine.EngineError):
+                return exit_code_of(error)
+            if isinstance(error, KeyboardInterrupt):
+                return EXIT_SIGNAL + signal.SIGINT
+            raise
+        with container:
             bar.close()
             if not arguments.quiet:
+                if extraction.n_resumed:
+                    print(f"resumed behind {extraction.n_resumed} images of an earlier run")
+                elif arguments.resume:
+                    print("there was nothing to resume: all images were worked on")
                 print(_summary(container, arguments.output))
-    if extraction.failures:
+    n_failed = len(extraction.failures) + extraction.n_failed_before
+    if n_failed:
+        before = (
+            f" ({extraction.n_failed_before} by the earlier run)"
+            if extraction.n_failed_before
+            else ""
+        )
         report(
-            f"{len(extraction.failures)} of {extraction.n_rows + len(extraction.failures)} images "
-            "were left out, for the reasons above; the container holds the others"
+            f"{n_failed} of {extraction.n_images} images were left out{before}, for the reasons "
+            "above; the container holds the others"
         )
         return EXIT_SOME_FAILED
     return EXIT_DONE
@@ -202,6 +259,21 @@ def _about(options: argparse.ArgumentParser, path: str | None) -> dict[str, Any]
     if not isinstance(about, dict):
         options.error(f"{path}: expected a JSON object with keys such as title and licence")
     return about
+
+
+def _secret(options: argparse.ArgumentParser, path: str | None) -> bytes | None:
+    if path is None:
+        return None
+    try:
+        secret = Path(path).read_bytes().strip()
+    except OSError as error:
+        options.error(f"{path}: {error.strerror}")
+    if len(secret) < _SECRET_BYTES:
+        options.error(
+            f"{path}: holds {len(secret)} bytes, expected {_SECRET_BYTES} or more that nobody can "
+            'guess; make a file with: python -c "import secrets; print(secrets.token_hex(32))"'
+        )
+    return secret
 
 
 def _summary(container: Container, output: str) -> str:

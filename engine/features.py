@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import hmac
+import json
+import os
 import secrets
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -41,6 +46,9 @@ ITEMS_IN_FLIGHT_PER_WORKER = 4
 # Images decoded before the network runs; more did not make extraction faster.
 IMAGES_PER_CHUNK = 8
 UNKNOWN_SOURCE = "unknown"
+# So many other images are looked for before a missing one is taken for the loss of all.
+_NEIGHBOURS = 16
+_KEY_BYTES = 16
 
 
 @dataclass
@@ -49,14 +57,29 @@ class Extraction:
 
     Attributes
     ----------
+    n_images : int
+        Images there are in all.
+    n_done : int
+        Images worked on, by an earlier run that was resumed too.
     n_rows : int
         Images that became rows.
     failures : list of (Path, EngineError)
-        Images that did not, each with its error.
+        Images that did not, each with its error; those of this run.
+    n_resumed : int
+        Images that an earlier run had worked on.
+    n_failed_before : int
+        Those of them that did not become rows.
+    unfinished : Path or None
+        After an error: the file that keeps the rows for a run with ``resume``.
     """
 
+    n_images: int = 0
+    n_done: int = 0
     n_rows: int = 0
     failures: list[tuple[Path, EngineError]] = field(default_factory=list)
+    n_resumed: int = 0
+    n_failed_before: int = 0
+    unfinished: Path | None = None
 
 
 def feature_vector(
@@ -140,6 +163,8 @@ def extract_features(
     dtype: str = "f16",
     about: Mapping[str, Any] | None = None,
     seed: int | None = None,
+    sample_key_secret: bytes | None = None,
+    resume: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
     on_failure: Callable[[Path, EngineError], None] | None = None,
     extraction: Extraction | None = None,
@@ -167,7 +192,15 @@ def extract_features(
         Facts on the whole set for the notes: ``title``, ``attribution``, ``licence``, ``terms``,
         ``population``, ``age_range_years``, ``url``. Never facts on a person.
     seed : int, optional
-        Order of the rows. Default: from the operating system, so that the order tells nothing.
+        Order of the rows; the same images, options and seed give the same file. Default: from the
+        operating system, so that the order tells nothing.
+    sample_key_secret : bytes, optional
+        A secret of the site. Each row gets a key by which `formats.merge_containers` and
+        `formats.withdraw_rows` know the same image again, and nobody without the secret does:
+        HMAC-SHA-256 (RFC 2104) of the image file, its first 16 bytes.
+    resume : bool
+        Go on with a run that was killed or failed, if there is one: at most the images that were
+        being worked on are extracted again, and the file is what that run would have written.
     on_progress : callable, optional
         Called as ``on_progress(done, total)`` after each image.
     on_failure : callable, optional
@@ -191,7 +224,14 @@ def extract_features(
     NotesError
         A class, source or `about` that could identify someone, or an unknown key of `about`.
     ContainerError
-        The output cannot be written.
+        The output cannot be written; an unfinished file is there and `resume` is false.
+    MismatchError
+        The run to be resumed had other images, labels or options.
+
+    Notes
+    -----
+    After an error, ``kill -9`` or a power cut the rows are kept in ``<out>.part`` and
+    ``<out>.part.journal``, for `resume`. Images that changed meanwhile are not noticed.
     """
     if isinstance(images, str | Path):
         images = [images]
@@ -220,9 +260,14 @@ def extract_features(
     # A class name that looks like a date is refused now, not after an hour of work.
     formats.validate_notes(notes, dim=feature_width(blocks))
 
-    order = np.random.default_rng(seed if seed is not None else secrets.randbits(128))
-    samples = [samples[index] for index in order.permutation(len(samples))]
-
+    job: dict[str, Any] = {
+        "images": len(samples),
+        "order": str(seed if seed is not None else secrets.randbits(128)),
+        "names": _digest([os.path.abspath(sample.path) for sample in samples]),  # noqa: PTH100
+        "table": _digest([replace(sample, path=Path(), line=None) for sample in samples]),
+        "notes": _digest(notes),
+        "keys": None if sample_key_secret is None else _key(sample_key_secret, b"").hex(),
+    }
     with formats.ContainerWriter(
         out,
         dim=feature_width(blocks),
@@ -230,70 +275,191 @@ def extract_features(
         expected_rows=len(samples),
         backbone_digest=backbone.digest,
         preprocessing_digest=preprocessing.digest,
+        group_order="given",  # numbers are given in the order of the shuffled rows
+        seed=seed,
+        job=job,
+        resume=resume,
     ) as writer:
+        _check_job(writer, job, seed)
+        order = np.random.default_rng(int((writer.job or job)["order"]))
+        samples = [samples[index] for index in order.permutation(len(samples))]
+        table.number_groups(samples)
+        result.n_images = len(samples)
+        result.n_done = result.n_resumed = writer.n_items
+        result.n_rows = writer.n_rows
+        result.n_failed_before = writer.n_items - writer.n_rows
 
-        def work(chunk: Sequence[Sample]) -> list[NDArray[np.float32] | ImageError]:
-            paths = [sample.path for sample in chunk]
-            return feature_vectors(paths, backbone, preprocessing, blocks)
+        def work(chunk: range) -> tuple[list[NDArray[np.float32] | ImageError], list[bytes]]:
+            paths = [samples[number].path for number in chunk]
+            keys = []
+            if sample_key_secret is not None:
+                keys = [_file_key(sample_key_secret, path) for path in paths]
+            return feature_vectors(paths, backbone, preprocessing, blocks), keys
 
-        n_chunk = max(1, min(IMAGES_PER_CHUNK, len(samples) // backbone.n_streams))
-        chunks = [samples[at : at + n_chunk] for at in range(0, len(samples), n_chunk)]
-        done = 0
-        for chunk, vectors in zip(chunks, in_order(work, chunks, backbone.n_streams), strict=True):
-            failures = _append(writer, table, chunk, vectors)
-            for sample in chunk:
-                failure = failures.get(sample.path)
-                if failure is None:
-                    result.n_rows += 1
-                else:
-                    result.failures.append((sample.path, failure))
-                    if on_failure is not None:
-                        on_failure(sample.path, failure)
-                done += 1
-                if on_progress is not None:
-                    on_progress(done, len(samples))
-        if result.n_rows == 0:
-            path, first = result.failures[0]
-            raise ImageError(
-                path,
-                f"none of the {len(samples)} images could be used, so nothing was written; "
-                f"the first failed with: {first}",
+        try:
+            _extract_rows(
+                writer, table, samples, work, backbone.n_streams, result, (on_progress, on_failure)
             )
-        notes["n_refused"] = len(result.failures)
-        writer.seal(notes, n_values=table.n_values())
+            if result.n_rows == 0:
+                path, first = result.failures[0]
+                writer.abandon()
+                raise ImageError(
+                    path,
+                    f"none of the {len(samples)} images could be used, so nothing was written; "
+                    f"the first failed with: {first}",
+                )
+            notes["n_refused"] = len(result.failures) + result.n_failed_before
+            writer.seal(notes, n_values=table.n_values())
+        except BaseException:
+            if writer.keeps:
+                result.unfinished = Path(f"{out}.part")
+            raise
     return formats.open_container(out)
+
+
+def _extract_rows(
+    writer: formats.ContainerWriter,
+    table: _Table,
+    samples: Sequence[Sample],
+    work: Callable[[range], tuple[list[NDArray[np.float32] | ImageError], list[bytes]]],
+    n_workers: int,
+    result: Extraction,
+    listeners: tuple[Callable[[int, int], None] | None, Callable[[Path, EngineError], None] | None],
+) -> None:
+    """Write the rows of all images that are not done yet."""
+    on_progress, on_failure = listeners
+    total = len(samples)
+    if on_progress is not None and result.n_done:
+        on_progress(result.n_done, total)
+    n_chunk = max(1, min(IMAGES_PER_CHUNK, total // n_workers))
+    chunks = [range(at, min(at + n_chunk, total)) for at in range(result.n_done, total, n_chunk)]
+    for chunk, (vectors, keys) in zip(chunks, in_order(work, chunks, n_workers), strict=True):
+        if result.n_rows and _has_vanished(samples, chunk, vectors):
+            raise ImageError(
+                samples[chunk[0]].path,
+                f"is gone, and so are the {_NEIGHBOURS} images looked at beside it: the folder or "
+                "drive was removed. Bring it back, and give the same command with --resume.",
+            ) from FileNotFoundError(errno.ENOENT, "gone")
+        failures = _append(writer, table, samples, chunk, vectors, keys)
+        for number in chunk:
+            path = samples[number].path
+            failure = failures.get(path)
+            if failure is None:
+                result.n_rows += 1
+            else:
+                result.failures.append((path, failure))
+                if on_failure is not None:
+                    on_failure(path, failure)
+            result.n_done += 1
+            if on_progress is not None:
+                on_progress(result.n_done, total)
+
+
+def _has_vanished(
+    samples: Sequence[Sample], chunk: range, vectors: Sequence[NDArray[np.float32] | ImageError]
+) -> bool:
+    """Whether the images are gone as a whole, so that to go on would leave all of them out.
+
+    One file that was deleted meanwhile is its own fault, and left out like any other.
+    """
+    # In the chunk of that moment some had been read already.
+    if not any(isinstance(vector, ImageError) for vector in vectors):
+        return False
+    others = [(chunk[-1] + 1 + i) % len(samples) for i in range(_NEIGHBOURS)]
+    return not any(
+        os.path.exists(samples[number].path)  # noqa: PTH110 - Path.exists may raise
+        for number in (*chunk, *others)
+    )
+
+
+def _digest(value: object) -> str:
+    """Return a short name of what a run was begun with, to be compared and never read."""
+    text = json.dumps(value, sort_keys=True, default=repr)
+    return hashlib.sha256(os.fsencode(text)).hexdigest()[:32]
+
+
+_JOB_WORDS = {
+    "images": "number of images",
+    "order": "seed",
+    "names": "names of the images",
+    "table": "labels, patients or other columns",
+    "notes": "backbone, features, classes or --about",
+    "keys": "secret of the sample keys",
+}
+
+
+def _check_job(writer: formats.ContainerWriter, job: Mapping[str, Any], seed: int | None) -> None:
+    """Refuse to go on with the rows of another extraction."""
+    if not writer.resumed or writer.job is None:
+        return
+    differing = [
+        words
+        for key, words in _JOB_WORDS.items()
+        if writer.job.get(key) != job[key] and (key != "order" or seed is not None)
+    ]
+    if differing:
+        raise MismatchError(
+            f"{writer.path}.part: the unfinished run had another {'; another '.join(differing)}. "
+            "Give what it was begun with, or delete this file to begin anew"
+        )
+
+
+def _key(secret: bytes, data: bytes) -> bytes:
+    return hmac.digest(secret, data, "sha256")[:_KEY_BYTES]
+
+
+def _file_key(secret: bytes, path: Path) -> bytes:
+    """Return the key of an image file; zeros where it cannot be read, as it gives no row."""
+    try:
+        return _key(secret, path.read_bytes())
+    except OSError:
+        return bytes(_KEY_BYTES)
 
 
 def _append(
     writer: formats.ContainerWriter,
     table: _Table,
-    chunk: Sequence[Sample],
+    samples: Sequence[Sample],
+    chunk: range,
     vectors: Sequence[NDArray[np.float32] | ImageError],
+    keys: Sequence[bytes],
 ) -> dict[Path, ImageError]:
-    """Write the rows of a chunk, all at once where they fit; return what did not become a row."""
+    """Write the rows of a chunk, all or none of it; return what did not become a row."""
     failures: dict[Path, ImageError] = {}
     rows: list[tuple[Path, NDArray[np.float32], dict[str, NDArray[Any]]]] = []
-    for sample, vector in zip(chunk, vectors, strict=True):
+    for i, (number, vector) in enumerate(zip(chunk, vectors, strict=True)):
+        path = samples[number].path
         if isinstance(vector, ImageError):
-            failures[sample.path] = vector
-        else:
-            rows.append((sample.path, vector, table.columns_of(sample)))
-    if not rows:
-        return failures
-    names = rows[0][2]
-    columns = {name: np.concatenate([row[2][name] for row in rows]) for name in names}
+            failures[path] = vector
+            continue
+        columns = table.columns_of(samples[number], number)
+        if keys:
+            columns["sample_key"] = np.frombuffer(keys[i], np.uint8).reshape(1, -1)
+        rows.append((path, vector, columns))
+
+    def write() -> None:
+        features = np.stack([row[1] for row in rows]) if rows else np.empty((0, writer.dim))
+        names = rows[0][2] if rows else {}
+        columns = {name: np.concatenate([row[2][name] for row in rows]) for name in names}
+        writer.append(features, n_items=len(chunk), **columns)
+
     try:
-        writer.append(np.stack([row[1] for row in rows]), **columns)
+        write()
     except ContainerError:
         raise
     except ValueError:  # a feature that f16 cannot hold: its image's fault, not the others'
-        for path, vector, own in rows:
+        fitting = []
+        for row in rows:
             try:
-                writer.append(vector[np.newaxis], **own)
-            except ContainerError:
-                raise
+                writer.check(row[1][np.newaxis])
             except ValueError as too_large:
-                failures[path] = ImageError(path, str(too_large))
+                failures[row[0]] = ImageError(row[0], str(too_large))
+            else:
+                fitting.append(row)
+        if len(fitting) == len(rows):
+            raise  # not a feature's fault
+        rows = fitting
+        write()
     return failures
 
 
@@ -429,18 +595,30 @@ class _Table:
         if named:
             missing = any(sample.source is None for sample in samples)
             self.sources = (UNKNOWN_SOURCE, *named) if missing else tuple(named)
-        self._groups: dict[str, int] = {}
-        self._n_groups = 0
+        self._groups: list[int] = []
         _check_splits(samples)
 
-    def columns_of(self, sample: Sample) -> dict[str, NDArray[Any]]:
+    def number_groups(self, samples: Sequence[Sample]) -> None:
+        """Give patients numbers in the order of the rows, before any image has been looked at.
+
+        An image without a patient is a group of its own. The numbers of images that give no row
+        are closed up when the container is sealed.
+        """
+        numbers: dict[object, int] = {}
+        self._groups = [
+            numbers.setdefault(row if sample.patient is None else sample.patient, len(numbers))
+            for row, sample in enumerate(samples)
+        ]
+
+    def columns_of(self, sample: Sample, number: int) -> dict[str, NDArray[Any]]:
+        """Return the columns of one image, `number` counting in the order of the rows."""
         columns: dict[str, NDArray[Any]] = {}
         if self.has_labels:
             columns["label"] = self._label(sample)
         if self.has_splits:
             columns["split"] = np.array([SPLIT_CODES[sample.split]], np.uint8)
         if self.has_groups:
-            columns["group"] = np.array([self._group(sample)], np.uint32)
+            columns["group"] = np.array([self._groups[number]], np.uint32)
         if self.sources:
             index = self.sources.index(sample.source or UNKNOWN_SOURCE)
             columns["source"] = np.array([index], np.uint8)
@@ -462,22 +640,13 @@ class _Table:
             row[0, self.classes.index(name)] = 1 if name == label else -1
         return row
 
-    def _group(self, sample: Sample) -> int:
-        if sample.patient is not None and sample.patient in self._groups:
-            return self._groups[sample.patient]
-        number = self._n_groups  # an image without a patient is a group of its own
-        self._n_groups += 1
-        if sample.patient is not None:
-            self._groups[sample.patient] = number
-        return number
-
     def n_values(self) -> dict[str, int]:
         """Count the values of each column that has a fixed range."""
         counts: dict[str, int] = {}
         if self.has_labels and not self.multilabel:
             counts["label"] = len(self.classes)
         if self.has_groups:
-            counts["group"] = self._n_groups
+            counts["group"] = max(self._groups, default=-1) + 1
         if self.sources:
             counts["source"] = len(self.sources)
         return counts

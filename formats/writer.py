@@ -7,9 +7,12 @@ import errno
 import hashlib
 import importlib
 import os
+import secrets
 import tempfile
-import uuid as uuid_module
+import time
+from collections import deque
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -21,6 +24,7 @@ import numpy.typing as npt
 from numpy.typing import NDArray
 
 from formats._atomic import explain_write_failure, sync_folder, write_at
+from formats._journal import Journal, RowRecord
 from formats._library import HEADER_DTYPE, crc32c, lib
 from formats._status import MAGIC, PART_MAGIC, describe_first_bytes
 from formats.container import AGE_TOP, AGE_UNKNOWN, CHUNK_ROWS, open_container
@@ -34,9 +38,15 @@ __all__ = ["ContainerWriter", "write_container"]
 
 _ALIGNMENT = int(lib.HILUM_ALIGNMENT_BYTES)
 _BODY = int(lib.HILUM_HEADER_BYTES)
-# how much may be lost to a power cut while writing; each sync costs some milliseconds on a disk
+# What a power cut may cost while writing: so many bytes, or what came in so many seconds. Each sync
+# costs some milliseconds on a disk, in a thread of its own.
 _SYNC_BYTES = 8 << 20
+_SYNC_SECONDS = 5.0
 _F16_MAX = 65504.0
+# From here on a number is an infinity in the narrower type: half a step above its largest.
+_OVERFLOW: Mapping[str, float] = {"e": 65520.0, "f": float(2.0**128 - 2.0**103)}
+# Below this, handing bytes to another thread costs more than hashing them.
+_HASH_BYTES = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -141,14 +151,100 @@ class _Column:
         return np.concatenate([*self.joined, *self.recent])
 
 
+class _Hasher:
+    """SHA-256 of what is written, computed by another thread while the next rows are prepared."""
+
+    def __init__(self) -> None:
+        self._sha256 = hashlib.sha256()
+        self._pool: ThreadPoolExecutor | None = None
+        self._pending: deque[Future[None]] = deque()
+
+    def update(self, data: bytes | memoryview) -> None:
+        """Take bytes that nobody changes any more."""
+        if not self._pending and len(data) < _HASH_BYTES:
+            self._sha256.update(data)
+            return
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(1, thread_name_prefix="hilum-hash")
+        self._pending.append(self._pool.submit(self._sha256.update, data))
+        # a few pieces of 1024 rows may wait, no more: memory
+        self._wait(most=3)
+
+    def digest(self) -> bytes:
+        self._wait(most=0)
+        return self._sha256.digest()
+
+    def _wait(self, most: int) -> None:
+        while len(self._pending) > most:
+            self._pending.popleft().result()
+
+    def close(self) -> None:
+        self._pending.clear()
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
+
+
+class _Syncer:
+    """Brings what is written to the disk, in another thread while more is written."""
+
+    def __init__(self) -> None:
+        self._pool: ThreadPoolExecutor | None = None
+        self._running: Future[None] | None = None
+        self._bytes = 0
+        self._last = time.monotonic()
+
+    @property
+    def waiting_bytes(self) -> int:
+        return self._bytes
+
+    def wrote(self, n_bytes: int, descriptors: tuple[int, ...]) -> None:
+        """Count bytes, and begin to bring them to the disk when they are many or old."""
+        self._bytes += n_bytes
+        now = time.monotonic()
+        if self._bytes < _SYNC_BYTES and now - self._last < _SYNC_SECONDS:
+            return
+        if self._running is not None:
+            # A disk that cannot follow sets the pace: what waits stays bounded.
+            if not self._running.done() and self._bytes < 8 * _SYNC_BYTES:
+                return
+            self.wait()
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(1, thread_name_prefix="hilum-sync")
+        self._running = self._pool.submit(_sync, descriptors)
+        self._bytes = 0
+        self._last = now
+
+    def wait(self) -> None:
+        """Wait for the thread; raises what it met."""
+        running, self._running = self._running, None
+        if running is not None:
+            running.result()
+
+    def close(self) -> None:
+        self._running = None
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
+
+
+def _sync(descriptors: tuple[int, ...]) -> None:
+    for descriptor in descriptors:
+        getattr(os, "fdatasync", os.fsync)(descriptor)
+
+
 class ContainerWriter:
     """Write a container so that its name never stands for an unfinished one.
 
     Rows go to ``<path>.part``, which starts with other bytes than a container and is held by an
     exclusive lock. `seal` adds columns, checksums and notes, brings everything to the disk, opens
-    the result as a reader would, and then renames it. Whatever happens before, an exception or
-    Ctrl-C included, the ``.part`` is removed and nothing new stands at ``path``; an older
-    container there keeps its bytes, also for programs that have it mapped.
+    the result as a reader would, and then renames it. An older container at ``path`` keeps its
+    bytes until then, and for programs that have it mapped, longer.
+
+    Without a `job`, whatever happens before, an exception or Ctrl-C included, the ``.part`` is
+    removed. With one, its rows are kept, by a journal in ``<path>.part.journal``: after an
+    exception, ``kill -9`` or a power cut, a writer with ``resume=True`` goes on behind them, and
+    seals the very bytes that an uninterrupted writer would have.
 
     Parameters
     ----------
@@ -166,6 +262,19 @@ class ContainerWriter:
         SHA-256 as 64 hexadecimal digits; the notes must say the same.
     overwrite : bool
         Whether a container at ``path`` may be replaced.
+    scales : array of float32, shape (dim,), optional
+        For i8: `append` then takes the int8 elements themselves, and keeps them.
+    group_order : {"random", "given"}
+        Sealing numbers the groups from 0 without holes: in random order, so that the numbers tell
+        nothing, or in the order of the given numbers, where that is random already.
+    seed : int, optional
+        Of the random order, for a file that comes out the same again; its uuid is then made of its
+        contents. Default: from the operating system.
+    job : Mapping[str, Any], optional
+        What the caller needs to go on later, made of what JSON has: order of the inputs, digests
+        of the options. It is kept beside the ``.part`` and never gets into the container.
+    resume : bool
+        Go on with what an earlier writer with a job left, if it left something (see `resumed`).
 
     Attributes
     ----------
@@ -173,12 +282,22 @@ class ContainerWriter:
         Where the container shall be.
     n_rows : int
         Rows accepted so far.
+    dim : int
+        Length of a feature vector.
+    n_items : int
+        Inputs these came from, as told to `append`.
+    resumed : bool
+        Whether it goes on with an earlier writer's rows.
+    job : dict or None
+        The job; of the earlier writer, if `resumed`. The caller compares it with its own.
 
     Raises
     ------
     ContainerError
         The folder is missing, read-only or full; another writer is at work on the same path; a
-        file that is no container is there (it keeps its bytes), or ``<path>.part`` is a link.
+        file that is no container is there (it keeps its bytes), or ``<path>.part`` is a link; an
+        unfinished file with rows is there and `resume` is false, or it was begun with another
+        `dim`, `dtype` or digest.
     ValueError
         An argument outside its range.
 
@@ -199,13 +318,28 @@ class ContainerWriter:
         backbone_digest: str,
         preprocessing_digest: str,
         overwrite: bool = True,
+        scales: npt.ArrayLike | None = None,
+        group_order: Literal["random", "given"] = "random",
+        seed: int | None = None,
+        job: Mapping[str, Any] | None = None,
+        resume: bool = False,
         _uuid: bytes | None = None,
     ) -> None:
         self._descriptor: int | None = None
         self._spool: Any = None
+        self._journal: Journal | None = None
         self.path = Path(path)
         self.n_rows = 0
+        self.n_items = 0
+        self.resumed = False
+        self.job = None if job is None else dict(job)
         self._part = self.path.with_name(self.path.name + ".part")
+        self._journal_path = self.path.with_name(self._part.name + ".journal")
+        self._rows_path = self.path.with_name(self._part.name + ".rows")
+        if group_order not in ("random", "given"):
+            raise ValueError(f"group_order is {group_order!r}, expected 'random' or 'given'")
+        if resume and job is None:
+            raise ValueError("resume needs a job: without one nothing is kept to go on with")
         if dtype not in _DTYPES:
             raise ValueError(f"dtype is {dtype!r}, expected one of {', '.join(_DTYPES)}")
         if not 1 <= dim <= lib.HILUM_MAX_DIM:
@@ -214,35 +348,42 @@ class ContainerWriter:
             raise ValueError(
                 f"expected_rows is {expected_rows}, expected 1 to {lib.HILUM_MAX_ROWS}"
             )
-        self._dim = int(dim)
+        self.dim = int(dim)
         self._dtype = dtype
         self._element = _DTYPES[dtype].element
         self._backbone = _digest_bytes("backbone_digest", backbone_digest)
         self._preprocessing = _digest_bytes("preprocessing_digest", preprocessing_digest)
         self._overwrite = overwrite
-        self._uuid = uuid_module.uuid4().bytes if _uuid is None else _uuid
+        self._scales = None if scales is None else _scales(scales, dim, dtype)
+        self._group_order = group_order
+        # Drawn now, because a run that goes on later must draw the same.
+        self._group_seed = secrets.randbits(64) if seed is None else int(seed)
+        if _uuid is None and seed is None:
+            _uuid = secrets.token_bytes(16)
+        self._uuid = _uuid  # None: made of the contents
         self._columns: dict[str, _Column] | None = None
         self._state: Literal["writing", "sealed", "aborted"] = "writing"
+        self._keep = False
+        self._spools = dtype == "i8" and scales is None
         # i8 rows wait as float32, because the scales are known only when the last row has come
-        row_type = np.dtype("<f4") if dtype == "i8" else self._element
-        self._chunk: NDArray[Any] = np.empty((CHUNK_ROWS, self._dim), row_type)
-        self._in_chunk = 0
-        self._largest = np.zeros(self._dim, np.float32)
+        self._row_type = np.dtype("<f4") if self._spools else self._element
+        self._largest = np.zeros(self.dim, np.float32)
         self._table: list[int] = []
-        self._sha256 = hashlib.sha256()
+        self._chunk_crc = 0
+        self._hasher = _Hasher()
+        self._syncer = _Syncer()
         self._end = _BODY
-        self._unsynced = 0
-        self._expected_bytes = _BODY + (expected_rows or 0) * self._dim * self._element.itemsize
+        self._expected_bytes = _BODY + (expected_rows or 0) * self.dim * self._element.itemsize
         try:
             with self._explained():
-                self._start(expected_rows)
+                self._start(expected_rows, resume)
         except BaseException:
             self.abort()
             raise
 
     # ---- Life ---------------------------------------------------------------------------------
 
-    def _start(self, expected_rows: int | None) -> None:
+    def _start(self, expected_rows: int | None, resume: bool) -> None:
         if self.path.exists() and not self.path.is_file():
             what = "a folder" if self.path.is_dir() else "not a regular file"
             raise ContainerError(
@@ -254,15 +395,133 @@ class ContainerWriter:
             )
         self._refuse_other_kinds()
         self._descriptor = self._lock_part()
-        os.ftruncate(self._descriptor, 0)
-        write_at(self._descriptor, PART_MAGIC.ljust(_BODY, b"\0"), 0)
+        self._journal = self._find_journal(resume)
+        if self._journal is None:
+            self._begin()
+        else:
+            self._go_on(self._journal)
         if expected_rows is not None:
             _reserve(self._descriptor, self._expected_bytes)
-        if self._dtype == "i8":
+            if self._spools:
+                _reserve(self._spool.fileno(), expected_rows * self.dim * 4)
+
+    def _find_journal(self, resume: bool) -> Journal | None:
+        """Return the journal to go on with; refuse to lose rows that nobody asked to give up."""
+        journal = Journal.open(self._journal_path)
+        # Without a .part, here just made and empty, a journal is what a finished run left.
+        if journal is None or os.fstat(self._require_writing()).st_size < _BODY:
+            if journal is not None:
+                journal.close()
+            return None
+        if resume:
+            return journal
+        try:
+            n_rows = sum(record.n_rows for record in journal.records())
+        finally:
+            journal.close()
+        if n_rows == 0:
+            return None
+        self._keep = True
+        raise ContainerError(
+            self._part,
+            f"holds {n_rows} rows of a run that was not finished. Give the same command with "
+            "--resume to go on with them, or delete this file to begin anew.",
+        )
+
+    def _begin(self) -> None:
+        """Begin an empty ``.part``: first nothing says that there are rows, then there are none."""
+        descriptor = self._require_writing()
+        for path in (self._journal_path, self._rows_path):
+            path.unlink(missing_ok=True)
+        os.ftruncate(descriptor, 0)
+        write_at(descriptor, PART_MAGIC.ljust(_BODY, b"\0"), 0)
+        if self._spools:
+            self._spool = self._open_spool()
+        if self.job is None:
+            return
+        self._journal = Journal.create(
+            self._journal_path,
+            {
+                **self._begun_with(),
+                "uuid": None if self._uuid is None else self._uuid.hex(),
+                "group_seed": self._group_seed,
+                "job": self.job,
+            },
+            b"" if self._scales is None else self._scales.tobytes(),
+        )
+        sync_folder(self.path.parent)
+
+    def _begun_with(self) -> dict[str, Any]:
+        """Return what a writer that goes on must have in common with the one that began."""
+        return {
+            "dim": self.dim,
+            "dtype": self._dtype,
+            "backbone": self._backbone.hex(),
+            "preprocessing": self._preprocessing.hex(),
+            "group_order": self._group_order,
+            "scales": None if self._scales is None else crc32c(self._scales),
+        }
+
+    def _open_spool(self) -> Any:
+        if self.job is None:
             # unnamed from the start, so that not even kill -9 leaves it behind
-            self._spool = tempfile.TemporaryFile(dir=self.path.parent)  # noqa: SIM115
-            if expected_rows is not None:
-                _reserve(self._spool.fileno(), expected_rows * self._dim * 4)
+            return tempfile.TemporaryFile(dir=self.path.parent, buffering=0)
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+        descriptor = os.open(self._rows_path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        return os.fdopen(descriptor, "r+b", buffering=0)
+
+    def _go_on(self, journal: Journal) -> None:
+        """Take over the rows of an earlier writer, up to the first that are not as noted."""
+        self._keep = True
+        facts = journal.facts
+        for name, mine in self._begun_with().items():
+            if facts.get(name) != mine:
+                raise ContainerError(
+                    self._part,
+                    f"was begun with {name} {facts.get(name)}, and now it is {mine}. Give the "
+                    "options it was begun with, or delete this file to begin anew.",
+                )
+        self.resumed = True
+        self.job = dict(facts["job"])
+        self._uuid = None if facts["uuid"] is None else bytes.fromhex(facts["uuid"])
+        self._group_seed = facts["group_seed"]
+        descriptor = self._require_writing()
+        if self._spools:
+            self._spool = self._open_spool()
+        # A run that died between writing the header and renaming left the header of a whole file.
+        write_at(descriptor, PART_MAGIC.ljust(_BODY, b"\0"), 0)
+        kept = None
+        for record in journal.records():
+            if not self._take_over(record):
+                break
+            kept = record.end
+        journal.cut(kept)
+        self._keep = False  # from here on by the number of rows
+
+    def _take_over(self, record: RowRecord) -> bool:
+        """Read the rows of one record back; false where they are not what was written."""
+        crc = 0
+        for rows in self._read_back(record.n_rows):
+            crc = crc32c(rows, crc)
+        if crc != record.crc:
+            return False
+        for rows in self._read_back(record.n_rows):
+            self._count_rows(rows)
+        self._count_columns(record.n_rows, record.n_items, record.columns)
+        return True
+
+    def _read_back(self, n_rows: int) -> Iterator[NDArray[Any]]:
+        """Yield the rows behind those that are counted, up to the end of the file."""
+        source = self._spool.fileno() if self._spools else self._require_writing()
+        first = self.n_rows
+        base = 0 if self._spools else _BODY
+        row_bytes = self.dim * self._row_type.itemsize
+        for start, stop in _pieces(first, n_rows):
+            rows = np.empty((stop - start, self.dim), self._row_type)
+            n_bytes = _read_at(source, rows.data.cast("B"), base + (first + start) * row_bytes)
+            if n_bytes != rows.nbytes:
+                return
+            yield rows
 
     def _refuse_other_kinds(self) -> None:
         """Leave alone what is no container: a slip in a command must not cost an image."""
@@ -332,12 +591,28 @@ class ContainerWriter:
                 raise
             os.close(descriptor)
 
+    @property
+    def keeps(self) -> bool:
+        """Whether what was written stays for a later writer if this one gives up."""
+        return self._keep or (self._journal is not None and self.n_items > 0)
+
+    def abandon(self) -> None:
+        """Give up and remove everything, also what could be resumed: there is nothing in it."""
+        self._keep = False
+        self.n_items = 0
+        self.abort()
+
     def abort(self) -> None:
-        """Give up: remove the ``.part``. Does nothing after `seal`."""
+        """Give up: remove the ``.part``, or leave it to be resumed. Does nothing after `seal`."""
+        self._hasher.close()
+        self._syncer.close()
+        keeps = self.keeps
         spool, self._spool = self._spool, None
         if spool is not None:
-            with contextlib.suppress(OSError):  # closing may write a rest to a full disk
-                spool.close()
+            spool.close()
+        journal, self._journal = self._journal, None
+        if journal is not None:
+            journal.close()
         descriptor, self._descriptor = self._descriptor, None
         if self._state == "writing":
             self._state = "aborted"
@@ -349,7 +624,9 @@ class ContainerWriter:
             if os.name == "nt":
                 os.close(descriptor)
                 descriptor = None
-            if ours:
+            if ours and not keeps:
+                self._journal_path.unlink(missing_ok=True)
+                self._rows_path.unlink(missing_ok=True)
                 self._part.unlink()
         if descriptor is not None:
             os.close(descriptor)
@@ -371,7 +648,7 @@ class ContainerWriter:
 
     def __repr__(self) -> str:
         return (
-            f"<ContainerWriter {self.path.name}: {self.n_rows} rows x {self._dim} {self._dtype}, "
+            f"<ContainerWriter {self.path.name}: {self.n_rows} rows x {self.dim} {self._dtype}, "
             f"{self._state}>"
         )
 
@@ -383,8 +660,9 @@ class ContainerWriter:
         except ContainerError:
             raise
         except OSError as exc:
-            needed = max(self._expected_bytes, self._end + self._unsynced)
-            message = explain_write_failure(self.path, exc, needed)
+            message = explain_write_failure(self.path, exc, max(self._expected_bytes, self._end))
+            if self.keeps and self.n_rows:
+                message += f" {self.n_rows} rows are kept in {self._part.name}."
             raise ContainerError(self.path, message) from exc
 
     def _require_writing(self) -> int:
@@ -396,77 +674,109 @@ class ContainerWriter:
 
     # ---- Rows ---------------------------------------------------------------------------------
 
-    def append(self, features: npt.ArrayLike, **columns: npt.ArrayLike) -> None:
+    def append(
+        self, features: npt.ArrayLike, *, n_items: int | None = None, **columns: npt.ArrayLike
+    ) -> None:
         """Add rows; nothing is accepted unless all of it is.
 
         Parameters
         ----------
         features : array of float, shape (n, dim)
-            Finite. Rows flagged as withdrawn are stored as zeros.
+            Finite. Rows flagged as withdrawn are stored as zeros. With `scales`, int8 elements.
+        n_items : int, optional
+            Inputs that were worked on for these rows, those that gave none included; n if None.
+            Only counted, in the attribute of that name, for a later writer to go on behind them.
         **columns : array, shape (n,) or (n, width)
             label, split, group, sample_key, source, view, row_flags, sex, age, projection: the
             same ones at each call. A two-dimensional label is multi-label; sample_key is
-            ``(n, 16)`` uint8. Groups are numbered anew without holes when sealing, in their order:
-            give the patients random numbers.
+            ``(n, 16)`` uint8. Groups are numbered anew without holes when sealing.
 
         Raises
         ------
         ValueError
             A shape, type, value or column that does not fit; says which row.
         ContainerError
-            The disk is full or failed; the ``.part`` is removed.
+            The disk is full or failed; the ``.part`` is removed, or kept if there is a job.
         """
         self._require_writing()
         array = np.asarray(features)
-        if array.ndim != 2 or array.shape[1] != self._dim:
+        if array.ndim != 2 or array.shape[1] != self.dim:
             raise ValueError(
-                f"{self.path}: features have shape {array.shape}, expected (n, {self._dim})"
+                f"{self.path}: features have shape {array.shape}, expected (n, {self.dim})"
             )
         n = len(array)
         if self.n_rows + n > lib.HILUM_MAX_ROWS:
             raise ValueError(f"{self.path}: more than {lib.HILUM_MAX_ROWS} rows")
+        if self._scales is not None and array.dtype != np.int8:
+            raise ValueError(f"{self.path}: features are {array.dtype}, expected int8 with scales")
         if array.dtype.kind not in "fiu":
             raise ValueError(f"{self.path}: features are {array.dtype}, expected float32")
-        checked = self._check_columns(n, columns)
-        if n == 0:
-            return
+        checked = self._check_columns(n, columns) if n or columns else {}
         withdrawn = None
         if "row_flags" in checked:
             withdrawn = (checked["row_flags"] & lib.HILUM_ROW_WITHDRAWN) != 0
-        rows = self._to_stored(array, withdrawn)
-        if self._columns is None:
-            self._columns = {
-                name: _Column(_rule_of(name, values), _width(values))
-                for name, values in checked.items()
-            }
-        for name, values in checked.items():
-            self._columns[name].add(values)
-        self.n_rows += n
+        self._check_features(array, withdrawn)
+        items = n if n_items is None else int(n_items)
         try:
             with self._explained():
-                self._add_rows(rows)
+                self._add_rows(array, withdrawn, items, checked)
         except BaseException:
             self.abort()
             raise
 
-    def _to_stored(self, array: NDArray[Any], withdrawn: NDArray[np.bool_] | None) -> NDArray[Any]:
-        with np.errstate(over="ignore", invalid="ignore"):
-            rows: NDArray[Any] = array.astype(self._chunk.dtype, order="C", copy=True)
-        if withdrawn is not None and withdrawn.any():
-            rows[withdrawn] = 0
-        finite = np.isfinite(rows)
-        if not finite.all():
-            row, column = (int(i) for i in np.argwhere(~finite)[0])
-            value = array[row, column]
+    def check(self, features: NDArray[Any]) -> None:
+        """Refuse features that could not be appended, and append nothing.
+
+        Parameters
+        ----------
+        features : array of float, shape (n, dim)
+            As for `append`.
+
+        Raises
+        ------
+        ValueError
+            A number that is not finite as it would be stored; says which.
+        """
+        self._check_features(np.asarray(features), None)
+
+    def _check_features(self, array: NDArray[Any], withdrawn: NDArray[np.bool_] | None) -> None:
+        """Refuse the first feature that cannot be stored as a finite number."""
+        for start in range(0, len(array), CHUNK_ROWS):
+            rows = array[start : start + CHUNK_ROWS]
+            skipped = None if withdrawn is None else withdrawn[start : start + CHUNK_ROWS]
+            if skipped is not None and skipped.any():
+                rows = np.where(skipped[:, None], rows.dtype.type(0), rows)
+            if self._is_storable(rows):
+                continue
+            with np.errstate(over="ignore", invalid="ignore"):
+                stored = rows.astype(self._row_type)
+            row, column = (int(i) for i in np.argwhere(~np.isfinite(stored))[0])
+            value = rows[row, column]
             why = (
                 f"f16 holds up to {_F16_MAX:g}: write dtype f32"
                 if np.isfinite(value)
                 else "expected finite features: look at the image of this row"
             )
             raise ValueError(
-                f"{self.path}: row {self.n_rows + row}, feature {column} is {value}; {why}"
+                f"{self.path}: row {self.n_rows + start + row}, feature {column} is {value}; {why}"
             )
-        return rows
+
+    def _is_storable(self, rows: NDArray[Any]) -> bool:
+        """Whether every number stays finite; by comparisons, at a tenth of the cost of isfinite."""
+        if self._row_type.kind == "i":
+            lowest = int(rows.min(initial=0))
+            if lowest < -127:
+                raise ValueError(f"{self.path}: found the element {lowest}, expected -127 to 127")
+            return True
+        if rows.dtype == self._row_type and rows.dtype.isnative and rows.flags.c_contiguous:
+            # IEEE 754: an exponent of all ones is an infinity or NaN
+            bits = rows.view(f"u{rows.dtype.itemsize}")
+            sign = np.array(1 << (8 * rows.dtype.itemsize - 1), bits.dtype)
+            infinity = np.array(np.inf, rows.dtype).view(bits.dtype)
+            return bool((bits & ~sign).max(initial=0) < infinity)
+        # NaN comes through min and max, and is below nothing
+        limit = _OVERFLOW[self._row_type.char]
+        return bool(rows.max(initial=0) < limit and rows.min(initial=0) > -limit)
 
     def _check_columns(
         self, n: int, columns: Mapping[str, npt.ArrayLike]
@@ -523,42 +833,77 @@ class ContainerWriter:
             )
         return np.array(values, dtype=rule.element, order="C")
 
-    def _add_rows(self, rows: NDArray[Any]) -> None:
-        start = 0
-        while start < len(rows):
-            if self._in_chunk == 0 and len(rows) - start >= CHUNK_ROWS:
-                self._flush(rows[start : start + CHUNK_ROWS])  # whole chunks need no copy
-                start += CHUNK_ROWS
-                continue
-            n = min(CHUNK_ROWS - self._in_chunk, len(rows) - start)
-            self._chunk[self._in_chunk : self._in_chunk + n] = rows[start : start + n]
-            self._in_chunk += n
-            start += n
-            if self._in_chunk == CHUNK_ROWS:
-                self._flush(self._chunk)
-                self._in_chunk = 0
+    def _add_rows(
+        self,
+        array: NDArray[Any],
+        withdrawn: NDArray[np.bool_] | None,
+        n_items: int,
+        columns: Mapping[str, NDArray[Any]],
+    ) -> None:
+        first, crc = self.n_rows, 0
+        for start, stop in _pieces(first, len(array)):
+            rows = array[start:stop].astype(self._row_type, order="C", copy=True)
+            if withdrawn is not None:
+                rows[withdrawn[start:stop]] = 0
+            data = rows.data.cast("B")
+            if self._spools:
+                offset = (first + start) * self.dim * rows.itemsize
+                write_at(self._spool.fileno(), data, offset)
+            else:
+                write_at(self._require_writing(), data, self._end)
+            crc = crc32c(data, crc)
+            self._count_rows(rows)
+            self._syncer.wrote(len(data), self._descriptors())
+        # One record for all of it: after kill -9 the rows of a call are kept all or none, so that
+        # the caller knows where to go on.
+        if self._journal is not None:
+            self._journal.add(len(array), n_items, crc, columns)
+        self._count_columns(len(array), n_items, columns)
 
-    def _flush(self, rows: NDArray[Any]) -> None:
-        if self._spool is None:
-            self._write_chunk(rows)
-            return
-        np.maximum(self._largest, np.abs(rows).max(axis=0), out=self._largest)
-        self._spool.write(rows.data.cast("B"))
+    def _count_rows(self, rows: NDArray[Any]) -> None:
+        """Take the features of up to a chunk of rows into the books."""
+        if self._spools:
+            np.maximum(self._largest, np.abs(rows).max(axis=0), out=self._largest)
+        else:
+            self._count_stored(rows)
 
-    def _write_chunk(self, rows: NDArray[Any]) -> None:
+    def _count_stored(self, rows: NDArray[Any]) -> None:
+        """Take rows as they lie in the file into the chunk table and the SHA-256."""
         data = rows.data.cast("B")
-        self._table.append(crc32c(data))
-        self._write(data)
+        if (self._end - _BODY) // (self.dim * rows.itemsize) % CHUNK_ROWS == 0:
+            self._table.append(0)
+        self._table[-1] = crc32c(data, self._table[-1])
+        self._hasher.update(data)
+        self._end += len(data)
+
+    def _count_columns(
+        self, n_rows: int, n_items: int, columns: Mapping[str, NDArray[Any]]
+    ) -> None:
+        """Take the columns of rows into the books."""
+        if n_rows:
+            if self._columns is None:
+                self._columns = {
+                    name: _Column(_rule_of(name, values), _width(values))
+                    for name, values in columns.items()
+                }
+            for name, values in columns.items():
+                self._columns[name].add(values)
+        self.n_rows += n_rows
+        self.n_items += n_items
+
+    def _descriptors(self) -> tuple[int, ...]:
+        """Return what must reach the disk for the rows to be kept."""
+        found = [self._require_writing()]
+        if self._spools:
+            found.append(self._spool.fileno())
+        if self._journal is not None:
+            found.append(self._journal.fileno())
+        return tuple(found)
 
     def _write(self, data: bytes | memoryview) -> None:
-        descriptor = self._require_writing()
-        write_at(descriptor, data, self._end)
-        self._sha256.update(data)
+        write_at(self._require_writing(), data, self._end)
+        self._hasher.update(data)
         self._end += len(data)
-        self._unsynced += len(data)
-        if self._unsynced >= _SYNC_BYTES:
-            getattr(os, "fdatasync", os.fsync)(descriptor)
-            self._unsynced = 0
 
     # ---- Sealing ------------------------------------------------------------------------------
 
@@ -599,6 +944,9 @@ class ContainerWriter:
         if "group" in joined:
             # a hole would tell that somebody was left out, and a large number may be a real one
             _, dense = np.unique(joined["group"], return_inverse=True)
+            if self._group_order == "random":
+                order = np.random.default_rng(self._group_seed)
+                dense = order.permutation(int(dense.max()) + 1)[dense]
             joined["group"] = dense.astype("<u4")
         notes_bytes = self._check_notes(notes, joined)
         counts = self._count_values(notes, joined, dict(n_values or {}))
@@ -650,18 +998,20 @@ class ContainerWriter:
         header["header_size"] = _BODY
         header["file_size"] = self._end
         header["n_rows"] = self.n_rows
-        header["dim"] = self._dim
+        header["dim"] = self.dim
         header["dtype"] = _DTYPES[self._dtype].code
         header["n_columns"] = len(joined)
         header["chunk_log2"] = lib.HILUM_CHUNK_LOG2
         header["state"] = lib.HILUM_STATE_SEALED
         header["backbone_sha256"] = np.frombuffer(self._backbone, np.uint8)
         header["preprocessing_sha256"] = np.frombuffer(self._preprocessing, np.uint8)
-        header["body_sha256"] = np.frombuffer(self._sha256.digest(), np.uint8)
-        header["uuid"] = np.frombuffer(self._uuid, np.uint8)
+        body = self._hasher.digest()
+        header["body_sha256"] = np.frombuffer(body, np.uint8)
+        header["uuid"] = np.frombuffer(self._uuid or _uuid_of(body), np.uint8)
         header["header_crc32c"] = crc32c(header.tobytes()[:-4])
 
         # the body is on the disk before the first byte says that the file is whole
+        self._syncer.wait()
         os.ftruncate(descriptor, self._end)
         os.fsync(descriptor)
         write_at(descriptor, header.tobytes(), 0)
@@ -670,21 +1020,20 @@ class ContainerWriter:
         self._take_name(descriptor)
 
     def _finish_features(self) -> NDArray[np.float32] | None:
-        if self._in_chunk:
-            self._flush(self._chunk[: self._in_chunk])
-            self._in_chunk = 0
-        if self._spool is None:
-            return None
+        if self._scales is not None or not self._spools:
+            return self._scales
         scales = (self._largest / np.float32(127)).astype("<f4")
         # all zero, or so small that the step is below the least float32
         scales[scales == 0] = 1
-        self._spool.seek(0)
         for first in range(0, self.n_rows, CHUNK_ROWS):
-            rows = self._chunk[: min(CHUNK_ROWS, self.n_rows - first)]
-            if self._spool.readinto(rows.data.cast("B")) != rows.nbytes:
+            rows = np.empty((min(CHUNK_ROWS, self.n_rows - first), self.dim), "<f4")
+            data = rows.data.cast("B")
+            if _read_at(self._spool.fileno(), data, first * self.dim * 4) != len(data):
                 raise OSError(errno.EIO, "the temporary file ended early")
             quantized = np.clip(np.rint(rows / scales), -127, 127).astype(np.int8)
-            self._write_chunk(quantized)
+            write_at(self._require_writing(), quantized.data.cast("B"), self._end)
+            self._count_stored(quantized)
+            self._syncer.wrote(quantized.nbytes, (self._require_writing(),))
         return scales
 
     def _write_section(self, data: bytes | memoryview) -> tuple[int, int]:
@@ -703,11 +1052,18 @@ class ContainerWriter:
             self._descriptor = None
         self._part.replace(self.path)
         self._state = "sealed"
+        # only now: up to here the rows could have been sealed again
+        self._keep = False
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
+        self._journal_path.unlink(missing_ok=True)
+        self._rows_path.unlink(missing_ok=True)
         sync_folder(self.path.parent)
 
     def _check_notes(self, notes: Mapping[str, Any], joined: Mapping[str, NDArray[Any]]) -> bytes:
         full = {"format": "hilum-notes", "version": 1, **notes}
-        validate_notes(full, dim=self._dim)
+        validate_notes(full, dim=self.dim)
         found = full["backbone"]["sha256"]
         if found != self._backbone.hex():
             raise NotesError(
@@ -786,9 +1142,13 @@ def write_container(
     columns: Mapping[str, npt.ArrayLike] | None = None,
     n_values: Mapping[str, int] | None = None,
     overwrite: bool = True,
+    group_order: Literal["random", "given"] = "random",
+    seed: int | None = None,
     _uuid: bytes | None = None,
 ) -> Path:
     """Write a container from arrays; `ContainerWriter` does the same in pieces.
+
+    Rows are written in the order given: give them in random order, so that it tells nothing.
 
     Parameters
     ----------
@@ -808,6 +1168,8 @@ def write_container(
         As in `ContainerWriter.seal`.
     overwrite : bool
         Whether a file at ``path`` may be replaced.
+    group_order, seed
+        As in `ContainerWriter`.
 
     Returns
     -------
@@ -832,9 +1194,11 @@ def write_container(
         backbone_digest=backbone_digest or full["backbone"]["sha256"],
         preprocessing_digest=preprocessing_digest or _digest_of(full["preprocessing"]),
         overwrite=overwrite,
+        group_order=group_order,
+        seed=seed,
         _uuid=_uuid,
     ) as writer:
-        writer.append(array, **(columns or {}))
+        writer.append(array, n_items=len(array), **(columns or {}))
         return writer.seal(notes, n_values=n_values)
 
 
@@ -847,6 +1211,46 @@ def _digest_bytes(name: str, text: str) -> bytes:
         if len(digest) == 32:
             return digest
     raise ValueError(f"{name} is {text!r}, expected a SHA-256 as 64 hexadecimal digits")
+
+
+def _scales(given: npt.ArrayLike, dim: int, dtype: str) -> NDArray[np.float32]:
+    scales = np.array(given, "<f4")
+    if dtype != "i8":
+        raise ValueError(f"scales are given, but dtype is {dtype!r}; only i8 has scales")
+    if scales.shape != (dim,) or not np.isfinite(scales).all():
+        raise ValueError(f"scales have shape {scales.shape}, expected {dim} finite numbers")
+    return scales
+
+
+def _uuid_of(body_sha256: bytes) -> bytes:
+    """Name a data set by its contents: the same rows written again are the same data set."""
+    return hashlib.sha256(b"hilum data set" + body_sha256).digest()[:16]
+
+
+def _read_at(descriptor: int, data: memoryview, offset: int) -> int:
+    """Fill data from a place in a file; returns how many bytes there were."""
+    done = 0
+    while done < len(data):
+        if hasattr(os, "preadv"):
+            n = os.preadv(descriptor, [data[done : done + (1 << 30)]], offset + done)
+        else:  # Windows
+            os.lseek(descriptor, offset + done, os.SEEK_SET)
+            part = os.read(descriptor, min(len(data) - done, 1 << 24))
+            n = len(part)
+            data[done : done + n] = part
+        if n == 0:
+            break
+        done += n
+    return done
+
+
+def _pieces(first: int, n_rows: int) -> Iterator[tuple[int, int]]:
+    """Cut rows that come behind `first` others at the edges of chunks: each has one checksum."""
+    start = 0
+    while start < n_rows:
+        stop = min(n_rows, start + CHUNK_ROWS - (first + start) % CHUNK_ROWS)
+        yield start, stop
+        start = stop
 
 
 def _width(values: NDArray[Any]) -> int:

@@ -56,6 +56,7 @@ def write_small(path: Path, n_rows: int = 20, dim: int = 4, **arguments: Any) ->
         "group": np.arange(n_rows) // 2,
     }
     arguments.setdefault("columns", columns)
+    arguments.setdefault("group_order", "given")
     formats.write_container(path, features, notes_of(dim), **arguments)
     return features
 

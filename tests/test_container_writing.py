@@ -23,6 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import formats
+from formats import ContainerError
 from formats.writer import ContainerWriter
 
 DIM = 4
@@ -39,6 +40,12 @@ def files_in(folder: Path) -> list[str]:
 
 def rows(n: int) -> np.ndarray:
     return maker.make_features(n, DIM)
+
+
+def same_partition(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether rows of one group are rows of one group on the other side too, and vice versa."""
+    pairs = {*zip(one.tolist(), other.tolist(), strict=True)}
+    return len(pairs) == len(np.unique(one)) == len(np.unique(other))
 
 
 # ---- round trips -------------------------------------------------------------------------------
@@ -79,7 +86,8 @@ def test_round_trip(tmp_path: Path, data: st.DataObject) -> None:
     notes["sources"] = ["unknown", "a", "b"]
     path = tmp_path / "x.hilum"
     edges = sorted({0, n_rows, *rng.integers(0, n_rows + 1, 3).tolist()})
-    writer = ContainerWriter(path, dim=dim, dtype=dtype, **digests(notes))
+    order = data.draw(st.sampled_from(["given", "random"]), "group_order")
+    writer = ContainerWriter(path, dim=dim, dtype=dtype, group_order=order, **digests(notes))
     with writer:
         for start, stop in itertools.pairwise(edges):
             part = {name: values[start:stop] for name, values in columns.items()}
@@ -90,8 +98,11 @@ def test_round_trip(tmp_path: Path, data: st.DataObject) -> None:
         c.verify()
         assert (c.n_rows, c.dim, c.dtype) == (n_rows, dim, dtype)
         assert set(c.columns) == names
-        for name in names:
+        for name in names - {"group"} if order == "random" else names:
             assert np.array_equal(c.columns[name], columns[name]), name
+        if "group" in names:
+            assert same_partition(c.groups, columns["group"])
+            assert set(c.groups.tolist()) == set(range(c.n_groups))
         if dtype == "f32":
             assert np.array_equal(c.features, features)
         elif dtype == "f16":
@@ -300,7 +311,10 @@ def test_columns_must_fit_the_notes(tmp_path: Path) -> None:
 
 def test_groups_are_numbered_without_holes(tmp_path: Path) -> None:
     path = tmp_path / "x.hilum"
-    seal_with(path, NOTES, {"group": 80_000}, group=[70_000, 3, 70_000, 12])
+    writer = new_writer(path, group_order="given")
+    with writer:
+        writer.append(rows(4), group=[70_000, 3, 70_000, 12])
+        writer.seal(NOTES, n_values={"group": 80_000})
     with formats.open_container(path) as c:
         assert c.groups.tolist() == [2, 0, 2, 1]
         assert c.n_groups == 3
@@ -723,3 +737,187 @@ def test_atomic_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         formats.atomic_write(path, b"half")
     assert files_in(tmp_path) == ["m.json"]
     assert path.read_bytes() == b""
+
+
+# ---- a writer with a job -----------------------------------------------------------------------
+
+JOB = {"images": 3}
+
+
+def append_some(writer: ContainerWriter, until: int, n_rows: int = 2500) -> None:
+    """Append rows in uneven pieces, from where the writer is; every seventh input gives no row."""
+    everything = maker.make_features(n_rows, DIM)
+    while writer.n_items < until:
+        start = writer.n_items
+        stop = min(start + 1 + start % 700, until)
+        row = np.arange(start, stop)
+        row = row[row % 7 != 3]
+        columns = {
+            "label": row % 2,
+            "group": row // 2,
+            "sample_key": (row[:, None] + np.arange(16)) % 256,
+        }
+        writer.append(everything[row], n_items=stop - start, **(columns if len(row) else {}))
+
+
+@pytest.mark.parametrize("dtype", ["f16", "f32", "i8"])
+@pytest.mark.parametrize("group_order", ["random", "given"])
+def test_a_writer_goes_on_where_another_stopped(
+    tmp_path: Path, dtype: str, group_order: str
+) -> None:
+    options = {"dtype": dtype, "group_order": group_order, "job": JOB, "seed": 4}
+    whole, path = tmp_path / "whole.hilum", tmp_path / "x.hilum"
+    with new_writer(whole, **options) as writer:
+        append_some(writer, 2500)
+        writer.seal(NOTES)
+    for until in (1, 900, 1024, 1100, 2500):
+        with new_writer(path, resume=True, **options) as writer:
+            assert writer.resumed == (until > 1)
+            assert writer.n_rows == sum(i % 7 != 3 for i in range(writer.n_items))
+            append_some(writer, until)
+            assert writer.n_items == until
+        assert not path.exists()
+        spool = ["x.hilum.part.rows"] if dtype == "i8" else []
+        assert files_in(tmp_path) == ["whole.hilum", "x.hilum.part", "x.hilum.part.journal", *spool]
+    with new_writer(path, resume=True, **options) as writer:
+        writer.seal(NOTES)
+    assert files_in(tmp_path) == ["whole.hilum", "x.hilum"]
+    assert path.read_bytes() == whole.read_bytes()
+
+
+def test_without_a_seed_the_earlier_writers_uuid_and_group_numbers_are_kept(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "x.hilum"
+    found = []
+    for _ in range(2):
+        with new_writer(path, job=JOB) as writer:
+            append_some(writer, 900)
+        kept = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+        for _ in range(2):
+            with new_writer(path, job=JOB, resume=True) as writer:
+                writer.seal(NOTES)
+            found.append(path.read_bytes())
+            path.unlink()
+            for name, data in kept.items():
+                (tmp_path / name).write_bytes(data)
+        (tmp_path / "x.hilum.part").unlink()
+        (tmp_path / "x.hilum.part.journal").unlink()
+    assert found[0] == found[1] != found[2] == found[3]
+
+
+def test_a_job_is_what_the_earlier_writer_was_given(tmp_path: Path) -> None:
+    path = tmp_path / "x.hilum"
+    with new_writer(path, job={"order": "12"}) as writer:
+        append_some(writer, 5)
+    with new_writer(path, job={"order": "99"}, resume=True) as writer:
+        assert writer.resumed
+        assert writer.job == {"order": "12"}
+    with pytest.raises(ValueError, match="resume needs a job"):
+        new_writer(path, resume=True)
+
+
+@pytest.mark.parametrize("job", [None, JOB])
+def test_rows_of_an_unfinished_run_are_not_lost_by_accident(
+    tmp_path: Path, job: dict | None
+) -> None:
+    path = tmp_path / "x.hilum"
+    with new_writer(path, job=JOB) as writer:
+        append_some(writer, 50)
+        n_rows = writer.n_rows
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    with pytest.raises(ContainerError, match=rf"x\.hilum\.part: holds {n_rows} rows .*--resume"):
+        new_writer(path, job=job)
+    with pytest.raises(ContainerError, match="begun with dtype f16, and now it is f32"):
+        new_writer(path, job=JOB, resume=True, dtype="f32")
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_a_job_without_rows_leaves_nothing(tmp_path: Path) -> None:
+    with new_writer(tmp_path / "x.hilum", job=JOB):
+        pass
+    with new_writer(tmp_path / "x.hilum", job=JOB) as writer:
+        append_some(writer, 20)
+        writer.abandon()
+    assert files_in(tmp_path) == []
+
+
+def test_a_journal_that_a_finished_run_left_counts_for_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "x.hilum"
+    with new_writer(path, job=JOB) as writer:
+        append_some(writer, 50)
+    (tmp_path / "x.hilum.part").unlink()
+    with new_writer(path, job=JOB, resume=True) as writer:
+        assert not writer.resumed
+        assert writer.n_rows == 0
+        append_some(writer, 5)
+        writer.seal(NOTES)
+    assert files_in(tmp_path) == ["x.hilum"]
+
+
+def test_the_same_rows_and_seed_give_the_same_bytes(tmp_path: Path) -> None:
+    def write(name: str, **options: Any) -> bytes:
+        with new_writer(tmp_path / name, **options) as writer:
+            append_some(writer, 900)
+            writer.seal(NOTES)
+        return (tmp_path / name).read_bytes()
+
+    assert write("a", seed=1) == write("b", seed=1) == write("c", seed=1, job=JOB)
+    assert write("d", seed=2) != write("a", seed=1)
+    drawn = [write(name) for name in ("e", "f")]
+    assert drawn[0] != drawn[1]
+    with formats.open_container(tmp_path / "a") as a, formats.open_container(tmp_path / "d") as d:
+        assert a.uuid != d.uuid  # other group numbers are another file
+        assert same_partition(a.groups, d.groups)
+        assert (a.groups != d.groups).any()
+
+
+def test_groups_get_random_numbers(tmp_path: Path) -> None:
+    write_small(tmp_path / "x", n_rows=400, group_order="random")
+    with formats.open_container(tmp_path / "x") as c:
+        assert set(c.groups.tolist()) == set(range(200))
+        assert same_partition(c.groups, np.arange(400) // 2)
+        # 200 numbers in order by chance: less than once in 10**100
+        assert abs(np.corrcoef(c.groups, np.arange(400))[0, 1]) < 0.5
+
+
+def test_given_scales_keep_the_elements(tmp_path: Path) -> None:
+    scales = np.array([0.5, 1, 3, 2e-3], np.float32)
+    elements = np.random.default_rng(0).integers(-127, 128, (1500, DIM)).astype(np.int8)
+    path = tmp_path / "x.hilum"
+    for job in (None, JOB):
+        with new_writer(path, dtype="i8", scales=scales, job=job) as writer:
+            writer.append(elements[:700])
+            with pytest.raises(ValueError, match="are float32, expected int8"):
+                writer.append(elements[:1].astype(np.float32))
+            with pytest.raises(ValueError, match="found the element -128"):
+                writer.append(np.full((1, DIM), -128, np.int8))
+            writer.append(elements[700:])
+            writer.seal(NOTES)
+        with formats.open_container(path) as c:
+            c.verify()
+            assert np.array_equal(c.features, elements)
+            assert np.array_equal(c.scales, scales)
+    for wrong, words in (
+        ({"scales": scales}, "only i8 has scales"),
+        ({"scales": scales[:2], "dtype": "i8"}, r"shape \(2,\), expected 4"),
+        ({"scales": scales * np.inf, "dtype": "i8"}, "finite"),
+        ({"group_order": "sorted"}, "expected 'random' or 'given'"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            new_writer(path, **wrong)
+
+
+def test_large_appends_are_refused_before_a_row_is_written(tmp_path: Path) -> None:
+    for bad, dtype in ((np.nan, "f16"), (-np.inf, "f32"), (65520.0, "f16"), (2.0**128, "f32")):
+        for element in (np.float32, np.float64):
+            features = maker.make_features(3000, DIM).astype(element)
+            with np.errstate(over="ignore"):
+                features[2500, 2] = bad
+            with new_writer(tmp_path / "x.hilum", dtype=dtype) as writer:
+                with pytest.raises(ValueError, match="row 2500, feature 2 is"):
+                    writer.append(features)
+                assert writer.n_rows == 0
+                features[2500, 2] = 65519.9  # rounds to the largest f16
+                writer.append(features)
+                assert writer.n_rows == 3000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -162,14 +163,172 @@ def test_nothing_usable_leaves_nothing(backbone: Backbone, tmp_path: Path) -> No
     assert [path.name for path in tmp_path.iterdir()] == ["empty.png"]
 
 
-def test_a_stop_leaves_nothing(table: Path, backbone: Backbone, tmp_path: Path) -> None:
+def stop_after(n_images: int):
     def stop(done: int, _total: int) -> None:
-        if done == 5:
+        if done == n_images:
             raise KeyboardInterrupt
 
+    return stop
+
+
+@pytest.mark.parametrize("dtype", ["f16", "f32", "i8"])
+def test_a_stopped_run_goes_on_and_writes_the_same_bytes(
+    table: Path, backbone: Backbone, tmp_path: Path, dtype: str
+) -> None:
+    whole, out = tmp_path / "whole.hilum", tmp_path / "o.hilum"
+    arguments = {"manifest": table, "dtype": dtype, "seed": 5, "sample_key_secret": b"s" * 16}
+    extract_features(backbone, [], whole, **arguments).close()
+    extraction = Extraction()
     with pytest.raises(KeyboardInterrupt):
-        extract_features(backbone, [], tmp_path / "o.hilum", manifest=table, on_progress=stop)
-    assert list(tmp_path.iterdir()) == []
+        extract_features(
+            backbone, [], out, on_progress=stop_after(5), extraction=extraction, **arguments
+        )
+    assert extraction.unfinished == Path(f"{out}.part")
+    assert not out.exists()
+    with pytest.raises(ContainerError, match=r"holds \d+ rows of a run.*--resume"):
+        extract_features(backbone, [], out, **arguments)
+    done: list[int] = []
+    extraction = Extraction()
+    extract_features(
+        backbone,
+        [],
+        out,
+        resume=True,
+        on_progress=lambda n, _total: done.append(n),
+        extraction=extraction,
+        **arguments,
+    ).close()
+    assert 5 <= done[0] == extraction.n_resumed < 12  # at most the images in work were lost
+    assert extraction.n_rows == extraction.n_done == done[-1] == 12
+    assert out.read_bytes() == whole.read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["o.hilum", "whole.hilum"]
+
+
+def test_resuming_without_a_seed_keeps_the_order_of_the_first_run(
+    table: Path, backbone: Backbone, tmp_path: Path
+) -> None:
+    out = tmp_path / "o.hilum"
+    with pytest.raises(KeyboardInterrupt):
+        extract_features(backbone, [], out, manifest=table, on_progress=stop_after(8))
+    with extract_features(backbone, [], out, manifest=table, resume=True) as container:
+        assert sorted(container.ages.tolist()) == list(range(30, 42))  # each image once
+
+
+def test_only_the_same_run_can_be_resumed(table: Path, backbone: Backbone, tmp_path: Path) -> None:
+    out = tmp_path / "o.hilum"
+    with pytest.raises(KeyboardInterrupt):
+        extract_features(backbone, [], out, manifest=table, seed=1, on_progress=stop_after(9))
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    assert sorted(before) == ["o.hilum.part", "o.hilum.part.journal"]
+    other = tmp_path / "t" / "labels.csv"
+    other.parent.mkdir()
+    for image in table.parent.glob("*.png"):
+        (other.parent / image.name).write_bytes(image.read_bytes())
+    other.write_text(table.read_text())
+    relabelled = table.with_name("relabelled.csv")
+    relabelled.write_text(table.read_text().replace(",a,", ",c,"))
+    for changed, words in (
+        ({"manifest": other}, "names of the images"),
+        ({"manifest": relabelled}, "labels, patients"),
+        ({"manifest": table, "seed": 2}, "another seed"),
+        ({"manifest": table, "about": {"title": "x"}}, "--about"),
+        ({"manifest": table, "sample_key_secret": b"s" * 16}, "secret"),
+        ({"manifest": table, "taps": "block4:mean"}, "begun with dim"),
+        ({"manifest": table, "dtype": "f32"}, "begun with dtype f16"),
+    ):
+        with pytest.raises((ContainerError, MismatchError), match=words):
+            extract_features(backbone, [], out, resume=True, **changed)
+        assert {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()} == before
+    extract_features(backbone, [], out, manifest=table, resume=True).close()
+
+
+def test_images_that_failed_before_the_stop_are_counted(
+    table: Path, backbone: Backbone, tmp_path: Path
+) -> None:
+    folder = tmp_path / "x"
+    for i in range(24):
+        draw(folder / f"{i}.png", i)
+    for i in range(0, 24, 5):
+        (folder / f"{i}.png").write_bytes(b"no image")
+    whole, out = tmp_path / "whole.hilum", tmp_path / "o.hilum"
+    extract_features(backbone, [folder], whole, seed=3).close()
+    extraction = Extraction()
+    with pytest.raises(KeyboardInterrupt):
+        extract_features(
+            backbone, [folder], out, seed=3, on_progress=stop_after(17), extraction=extraction
+        )
+    seen = len(extraction.failures)
+    extraction = Extraction()
+    extract_features(backbone, [folder], out, seed=3, resume=True, extraction=extraction).close()
+    assert extraction.n_failed_before >= seen > 0
+    assert extraction.n_failed_before + len(extraction.failures) == 5
+    assert out.read_bytes() == whole.read_bytes()
+
+
+def test_a_vanished_folder_ends_the_run_and_keeps_the_rows(
+    backbone: Backbone, tmp_path: Path
+) -> None:
+    folder, away, out = tmp_path / "x", tmp_path / "away", tmp_path / "o.hilum"
+    for i in range(60):
+        draw(folder / f"{i}.png", i)
+    whole = tmp_path / "whole.hilum"
+    extract_features(backbone, [folder], whole, seed=3).close()
+
+    def unplug(done: int, _total: int) -> None:
+        if done == 8:
+            folder.rename(away)
+
+    extraction = Extraction()
+    with pytest.raises(ImageError, match=r"is gone, and so are .*--resume"):
+        extract_features(backbone, [folder], out, seed=3, on_progress=unplug, extraction=extraction)
+    assert extraction.unfinished is not None
+    away.rename(folder)
+    extract_features(backbone, [folder], out, seed=3, resume=True).close()
+    assert out.read_bytes() == whole.read_bytes()
+
+
+def test_one_file_that_was_deleted_meanwhile_is_left_out(
+    backbone: Backbone, tmp_path: Path
+) -> None:
+    folder = tmp_path / "x"
+    paths = [draw(folder / f"{i}.png", i) for i in range(40)]
+
+    def delete(done: int, _total: int) -> None:
+        if done == 1:
+            paths[7].unlink(missing_ok=True)
+            paths[31].unlink(missing_ok=True)
+
+    extraction = Extraction()
+    extract_features(
+        backbone,
+        [folder],
+        tmp_path / "o.hilum",
+        on_progress=delete,
+        extraction=extraction,
+    ).close()
+    assert extraction.n_rows + len(extraction.failures) == 40
+    assert extraction.n_rows >= 38
+
+
+def test_sample_keys_know_an_image_again_and_need_the_secret(
+    table: Path, backbone: Backbone, tmp_path: Path
+) -> None:
+    def keys(name: str, secret: bytes) -> dict[int, bytes]:
+        with extract_features(
+            backbone, [], tmp_path / name, manifest=table, sample_key_secret=secret
+        ) as container:
+            return {
+                int(age): key.tobytes()
+                for age, key in zip(container.ages, container.sample_keys, strict=True)
+            }
+
+    first = keys("a.hilum", b"secret of one site")
+    assert first == keys("b.hilum", b"secret of one site")
+    assert len(set(first.values())) == 12
+    other = keys("c.hilum", b"secret of another")
+    assert not set(other.values()) & set(first.values())
+    digest = hmac.new(b"secret of one site", (table.parent / "3.png").read_bytes(), "sha256")
+    assert first[33] == digest.digest()[:16]
 
 
 def test_patient_in_two_splits_is_refused(backbone: Backbone, tmp_path: Path) -> None:

@@ -112,6 +112,7 @@ def write_valid(folder: Path) -> None:
             ),
             dtype=dtype,
             columns=columns,
+            group_order="given",
             _uuid=hashlib.sha256(name.encode()).digest()[:16],
         )
 
