@@ -148,6 +148,9 @@ def _extract_or_explain(options: argparse.ArgumentParser, arguments: argparse.Na
 
     try:
         return _extract(options, arguments)
+    except engine.MismatchError as error:
+        report(f"error: {error}")  # the unfinished run was another one
+        return EXIT_USAGE
     except (engine.NotesError, engine.SplitError) as error:
         # Found before the first image: what the table, the folders' names or --about say.
         where = ", ".join(filter(None, (arguments.manifest, arguments.about))) or "folder names"

@@ -313,6 +313,7 @@ def extract_features(
         except BaseException:
             if writer.keeps:
                 result.unfinished = Path(f"{out}.part")
+                result.n_done, result.n_rows = writer.n_items, writer.n_rows
             raise
     return formats.open_container(out)
 

@@ -426,7 +426,7 @@ class ContainerWriter:
             self._part,
             f"holds {n_rows} rows of a run that was not finished. Give the same command with "
             "--resume to go on with them, or delete this file to begin anew.",
-        )
+        ) from FileExistsError(errno.EEXIST, "unfinished")
 
     def _begin(self) -> None:
         """Begin an empty ``.part``: first nothing says that there are rows, then there are none."""
@@ -480,7 +480,7 @@ class ContainerWriter:
                     self._part,
                     f"was begun with {name} {facts.get(name)}, and now it is {mine}. Give the "
                     "options it was begun with, or delete this file to begin anew.",
-                )
+                ) from FileExistsError(errno.EEXIST, "unfinished")
         self.resumed = True
         self.job = dict(facts["job"])
         self._uuid = None if facts["uuid"] is None else bytes.fromhex(facts["uuid"])

@@ -561,10 +561,12 @@ def test_a_full_disk(
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_extraction_leaves_nothing(study: Path, tmp_path: Path, stop: int) -> None:
+def test_a_stopped_extraction_keeps_its_rows_or_leaves_nothing(
+    study: Path, tmp_path: Path, stop: int
+) -> None:
     """The list of images is long enough for the signal to meet the work itself."""
     lines = ["file"]
-    for i in range(3000):
+    for i in range(1500):
         image = tmp_path / "in" / f"{i}.png"
         image.parent.mkdir(exist_ok=True)
         shutil.copy(study / f"{i % 30:02}.png", image)
@@ -584,9 +586,14 @@ def test_a_stopped_extraction_leaves_nothing(study: Path, tmp_path: Path, stop: 
     process.send_signal(stop)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "nothing half-written was left behind" in errors
     assert "Traceback" not in errors
-    assert files_in(out.parent) == []
+    left = files_in(out.parent)
+    if left:
+        assert left == ["o.hilum.part", "o.hilum.part.journal"]
+        assert "are kept in" in errors
+        assert "--resume" in errors
+    else:
+        assert "nothing half-written was left behind" in errors
 
 
 def test_a_reader_that_goes_away(head: Path, study: Path) -> None:
@@ -597,3 +604,51 @@ def test_a_reader_that_goes_away(head: Path, study: Path) -> None:
     assert len(result.stdout.splitlines()) == 1
     assert "Traceback" not in result.stderr
     assert "Exception" not in result.stderr
+
+
+def test_extract_keeps_the_rows_of_a_run_that_was_stopped(study: Path, tmp_path: Path) -> None:
+    whole, out = tmp_path / "whole.hilum", tmp_path / "o.hilum"
+    assert extract.main([str(study), "-o", str(whole), "--seed", "2", "--quiet"]) == 0
+    command = [sys.executable, "-m", "engine.extract", str(study), "-o", str(out)]
+    command += ["--seed", "2"]
+    code = (
+        "import os, signal, sys\n"
+        "from engine import extract, features\n"
+        "work = features._append\n"
+        "def append(writer, *rest):\n"
+        "    result = work(writer, *rest)\n"
+        "    if writer.n_items >= 16: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return result\n"
+        "features._append = append\n"
+        "sys.exit(extract.main(sys.argv[1:]))\n"
+    )
+    stopped = subprocess.run(
+        [sys.executable, "-c", code, *command[3:]], capture_output=True, text=True, check=False
+    )
+    assert stopped.returncode == 130, stopped.stderr
+    assert "16 rows of 16 of 30 images are kept in" in stopped.stderr
+    assert "--resume" in stopped.stderr
+
+    refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert "holds 16 rows of a run that was not finished" in refused.stderr
+    other = subprocess.run(
+        [*command[:-1], "3", "--resume"], capture_output=True, text=True, check=False
+    )
+    assert other.returncode == 2
+    assert "another seed" in other.stderr
+    resumed = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resumed behind 16 images" in resumed.stdout
+    assert out.read_bytes() == whole.read_bytes()
+    assert not out.with_name("o.hilum.part").exists()
+
+
+def test_a_secret_that_is_too_short_is_refused(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("short\n")
+    with pytest.raises(SystemExit, match="2"):
+        extract.main([str(study), "-o", str(tmp_path / "o"), "--sample-keys", str(secret)])
+    assert "holds 5 bytes, expected 16 or more" in capsys.readouterr().err
