@@ -281,6 +281,11 @@ def extract_features(
         resume=resume,
     ) as writer:
         _check_job(writer, job, seed)
+        if writer.finished:
+            result.n_images = result.n_done = result.n_resumed = writer.n_items
+            result.n_rows = writer.n_rows
+            result.n_failed_before = writer.n_items - writer.n_rows
+            return formats.open_container(out)
         order = np.random.default_rng(int((writer.job or job)["order"]))
         samples = [samples[index] for index in order.permutation(len(samples))]
         table.number_groups(samples)
@@ -301,8 +306,15 @@ def extract_features(
                 writer, table, samples, work, backbone.n_streams, result, (on_progress, on_failure)
             )
             if result.n_rows == 0:
-                path, first = result.failures[0]
                 writer.abandon()
+                if not result.failures:
+                    raise ImageError(
+                        out,
+                        f"none of the {len(samples)} images could be used, as the earlier run "
+                        "said, so nothing was written; give the command without --resume to see "
+                        "why",
+                    )
+                path, first = result.failures[0]
                 raise ImageError(
                     path,
                     f"none of the {len(samples)} images could be used, so nothing was written; "

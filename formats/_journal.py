@@ -29,10 +29,8 @@ from formats._library import crc32c
 __all__ = ["Journal", "RowRecord"]
 
 _MAGIC = b"\x89HILJRNL"
-_VERSION = 1
 _HEAD = struct.Struct("<IIII")  # length of JSON, length of bytes, 0, checksum of all the rest
-# far more than 1024 rows of 65,536 labels need: a length beyond it is damage, not a record
-_MAX_PAYLOAD = 1 << 28
+_MAX_TEXT = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -77,6 +75,10 @@ class Journal:
         Where the next record goes.
     """
 
+    VERSION = 1
+    MAX_BYTES = 1 << 28
+    """Of the columns of one record: a length beyond it is damage, not a record."""
+
     def __init__(
         self, path: Path, descriptor: int, facts: Mapping[str, Any], blob: bytes, end: int
     ) -> None:
@@ -112,12 +114,12 @@ class Journal:
         descriptor = os.open(path, _flags() | os.O_CREAT, 0o666)
         try:
             os.ftruncate(descriptor, 0)
-            start = _MAGIC + _record({"journal": _VERSION, **facts}, blob)
+            start = _MAGIC + _record({"journal": cls.VERSION, **facts}, blob)
             write_at(descriptor, start, 0)
         except BaseException:
             os.close(descriptor)
             raise
-        return cls(path, descriptor, facts, blob, len(start))
+        return cls(path, descriptor, {"journal": cls.VERSION, **facts}, blob, len(start))
 
     @classmethod
     def open(cls, path: Path) -> Self | None:
@@ -131,7 +133,7 @@ class Journal:
         Returns
         -------
         Journal or None
-            None where there is none, or none of this kind and version.
+            None where there is none; the caller compares ``facts["journal"]`` with `VERSION`.
 
         Raises
         ------
@@ -145,7 +147,7 @@ class Journal:
         try:
             if _read(descriptor, 0, len(_MAGIC)) == _MAGIC:
                 first = _read_record(descriptor, len(_MAGIC), os.fstat(descriptor).st_size)
-                if first is not None and first[0].get("journal") == _VERSION:
+                if first is not None:
                     return cls(path, descriptor, *first)
         except BaseException:
             os.close(descriptor)
@@ -214,6 +216,32 @@ class Journal:
         write_at(self._descriptor, data, self._end)
         self._end += len(data)
 
+    def note_sealed(self, body_sha256: str) -> None:
+        """Note that the container is whole and about to get its name.
+
+        Parameters
+        ----------
+        body_sha256 : str
+            Its digest, by which it is known again.
+
+        Raises
+        ------
+        OSError
+            The disk is full or failed.
+        """
+        facts = {"rows": 0, "items": 0, "crc": 0, "columns": [], "sealed": body_sha256}
+        write_at(self._descriptor, _record(facts, b""), self._end)
+
+    @property
+    def sealed(self) -> str | None:
+        """Digest of the container that was sealed from these rows; None if none was."""
+        size = os.fstat(self._descriptor).st_size
+        at, found = self._end, None
+        while (record := _read_record(self._descriptor, at, size)) is not None:
+            facts, _, at = record
+            found = facts.get("sealed")
+        return found
+
     def fileno(self) -> int:
         """Return the descriptor, to bring it to the disk."""
         return self._descriptor
@@ -245,7 +273,7 @@ def _read_record(descriptor: int, at: int, size: int) -> tuple[dict[str, Any], b
         return None
     n_text, n_blob, _, stored = _HEAD.unpack(head)
     end = at + _HEAD.size + n_text + n_blob
-    if n_text + n_blob > _MAX_PAYLOAD or end > size:
+    if n_text > _MAX_TEXT or n_blob > Journal.MAX_BYTES or end > size:
         return None
     payload = _read(descriptor, at + _HEAD.size, n_text + n_blob)
     if crc32c(payload, crc32c(head[:12])) != stored:

@@ -288,6 +288,9 @@ class ContainerWriter:
         Inputs these came from, as told to `append`.
     resumed : bool
         Whether it goes on with an earlier writer's rows.
+    finished : bool
+        The earlier writer had finished, and died before it could say so: the container stands at
+        `path`, and there is nothing to do.
     job : dict or None
         The job; of the earlier writer, if `resumed`. The caller compares it with its own.
 
@@ -332,6 +335,7 @@ class ContainerWriter:
         self.n_rows = 0
         self.n_items = 0
         self.resumed = False
+        self.finished = False
         self.job = None if job is None else dict(job)
         self._part = self.path.with_name(self.path.name + ".part")
         self._journal_path = self.path.with_name(self._part.name + ".journal")
@@ -394,8 +398,15 @@ class ContainerWriter:
                 self.path, "exists already. Choose another name or allow it to be replaced."
             )
         self._refuse_other_kinds()
+        if not os.access(self.path.parent, os.W_OK) and self.path.parent.is_dir():
+            # the rename at the end would fail, after hours of work into an old .part
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        # An error while an earlier writer's rows are looked at must not cost them.
+        self._keep = True
         self._descriptor = self._lock_part()
         self._journal = self._find_journal(resume)
+        if self.finished:
+            return
         if self._journal is None:
             self._begin()
         else:
@@ -408,29 +419,59 @@ class ContainerWriter:
     def _find_journal(self, resume: bool) -> Journal | None:
         """Return the journal to go on with; refuse to lose rows that nobody asked to give up."""
         journal = Journal.open(self._journal_path)
-        # Without a .part, here just made and empty, a journal is what a finished run left.
-        if journal is None or os.fstat(self._require_writing()).st_size < _BODY:
-            if journal is not None:
-                journal.close()
+        if journal is None:
             return None
-        if resume:
-            return journal
         try:
+            # Without a .part, here just made and empty, a journal is what a finished run left.
+            left_over = os.fstat(self._require_writing()).st_size < _BODY
+            if left_over:
+                if resume and journal.sealed is not None and self._is_sealed_as(journal.sealed):
+                    self._note_finished(journal)
+                return None
+            if journal.facts.get("journal") != journal.VERSION:
+                raise ContainerError(
+                    self._part,
+                    "holds rows of a run of another version of Hilum. Go on with that version, or "
+                    "delete this file to begin anew.",
+                ) from FileExistsError(errno.EEXIST, "unfinished")
+            if resume:
+                found, journal = journal, None
+                return found
             n_rows = sum(record.n_rows for record in journal.records())
         finally:
-            journal.close()
+            if journal is not None:
+                journal.close()
         if n_rows == 0:
             return None
-        self._keep = True
         raise ContainerError(
             self._part,
             f"holds {n_rows} rows of a run that was not finished. Give the same command with "
             "--resume to go on with them, or delete this file to begin anew.",
         ) from FileExistsError(errno.EEXIST, "unfinished")
 
+    def _is_sealed_as(self, body_sha256: str) -> bool:
+        """Whether the container at the name is the one that a journal says was sealed."""
+        with contextlib.suppress(OSError), self.path.open("rb") as stream:
+            header: Any = np.frombuffer(stream.read(_BODY).ljust(_BODY, b"\0"), HEADER_DTYPE)[0]
+            return bytes(header["magic"]) == MAGIC and (
+                bytes(header["body_sha256"]).hex() == body_sha256
+            )
+        return False
+
+    def _note_finished(self, journal: Journal) -> None:
+        """Find that the earlier run died between the last rename and its end."""
+        self.finished = self.resumed = True
+        self._state = "sealed"
+        self._keep = False
+        self.job = dict(journal.facts["job"])
+        for record in journal.records():
+            self.n_rows += record.n_rows
+            self.n_items += record.n_items
+
     def _begin(self) -> None:
         """Begin an empty ``.part``: first nothing says that there are rows, then there are none."""
         descriptor = self._require_writing()
+        self._keep = False
         for path in (self._journal_path, self._rows_path):
             path.unlink(missing_ok=True)
         os.ftruncate(descriptor, 0)
@@ -472,7 +513,6 @@ class ContainerWriter:
 
     def _go_on(self, journal: Journal) -> None:
         """Take over the rows of an earlier writer, up to the first that are not as noted."""
-        self._keep = True
         facts = journal.facts
         for name, mine in self._begun_with().items():
             if facts.get(name) != mine:
@@ -532,7 +572,7 @@ class ContainerWriter:
                 continue
             try:
                 with path.open("rb") as stream:
-                    start = stream.read(len(MAGIC))
+                    page = stream.read(_BODY)
             except OSError as exc:
                 if path == self._part:
                     continue  # taking it over says what is wrong
@@ -541,7 +581,9 @@ class ContainerWriter:
                     f"is there already and cannot be read ({exc.strerror}), so it may be no "
                     "container. Choose another name.",
                 ) from exc
-            if start and start not in (MAGIC, PART_MAGIC):
+            # A power cut may leave zeros where the first page of a .part was.
+            blank = path == self._part and len(page) == _BODY and not any(page)
+            if not blank and page[: len(MAGIC)] not in (MAGIC, PART_MAGIC, b""):
                 raise ContainerError(
                     path,
                     f"is there already and is no container: {describe_first_bytes(path)}. It was "
@@ -607,6 +649,8 @@ class ContainerWriter:
         self._hasher.close()
         self._syncer.close()
         keeps = self.keeps
+        if self._state == "writing":
+            self._keep = keeps  # to be asked for after the journal is closed, too
         spool, self._spool = self._spool, None
         if spool is not None:
             spool.close()
@@ -660,7 +704,10 @@ class ContainerWriter:
         except ContainerError:
             raise
         except OSError as exc:
-            message = explain_write_failure(self.path, exc, max(self._expected_bytes, self._end))
+            needed = max(self._expected_bytes, self._end)
+            if self._spools:  # beside it, the rows as float32
+                needed += 4 * (needed - _BODY)
+            message = explain_write_failure(self.path, exc, needed)
             if self.keeps and self.n_rows:
                 message += f" {self.n_rows} rows are kept in {self._part.name}."
             raise ContainerError(self.path, message) from exc
@@ -716,6 +763,12 @@ class ContainerWriter:
         if "row_flags" in checked:
             withdrawn = (checked["row_flags"] & lib.HILUM_ROW_WITHDRAWN) != 0
         self._check_features(array, withdrawn)
+        n_bytes = sum(values.nbytes for values in checked.values())
+        if self._journal is not None and n_bytes > Journal.MAX_BYTES:
+            raise ValueError(
+                f"{self.path}: columns of {n_bytes} bytes at once, expected at most "
+                f"{Journal.MAX_BYTES}. Append fewer rows at a time."
+            )
         items = n if n_items is None else int(n_items)
         try:
             with self._explained():
@@ -1006,6 +1059,8 @@ class ContainerWriter:
         header["backbone_sha256"] = np.frombuffer(self._backbone, np.uint8)
         header["preprocessing_sha256"] = np.frombuffer(self._preprocessing, np.uint8)
         body = self._hasher.digest()
+        if self._journal is not None:
+            self._journal.note_sealed(body.hex())
         header["body_sha256"] = np.frombuffer(body, np.uint8)
         header["uuid"] = np.frombuffer(self._uuid or _uuid_of(body), np.uint8)
         header["header_crc32c"] = crc32c(header.tobytes()[:-4])
@@ -1052,14 +1107,15 @@ class ContainerWriter:
             self._descriptor = None
         self._part.replace(self.path)
         self._state = "sealed"
-        # only now: up to here the rows could have been sealed again
         self._keep = False
+        # The new name is on the disk before what could make the file again is gone.
+        sync_folder(self.path.parent)
         if self._journal is not None:
+            _unlink_own(self._journal_path, self._journal.fileno())
             self._journal.close()
             self._journal = None
-        self._journal_path.unlink(missing_ok=True)
-        self._rows_path.unlink(missing_ok=True)
-        sync_folder(self.path.parent)
+        if self._spool is not None:
+            _unlink_own(self._rows_path, self._spool.fileno())
 
     def _check_notes(self, notes: Mapping[str, Any], joined: Mapping[str, NDArray[Any]]) -> bytes:
         full = {"format": "hilum-notes", "version": 1, **notes}
@@ -1242,6 +1298,13 @@ def _read_at(descriptor: int, data: memoryview, offset: int) -> int:
             break
         done += n
     return done
+
+
+def _unlink_own(path: Path, descriptor: int) -> None:
+    """Remove a name only while it leads to the open file: another writer may have begun."""
+    with contextlib.suppress(FileNotFoundError):
+        if os.path.samestat(os.fstat(descriptor), path.stat()):
+            path.unlink()
 
 
 def _pieces(first: int, n_rows: int) -> Iterator[tuple[int, int]]:

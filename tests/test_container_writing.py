@@ -611,12 +611,12 @@ def test_read_only_folder(tmp_path: Path) -> None:
         parent.chmod(0o755)
     code = (
         "import os, sys\n"
-        "import formats\n"
+        "from formats import ContainerError, ContainerWriter\n"
         "if os.getuid() == 0: os.setuid(65534)\n"
         "try:\n"
-        "    formats.ContainerWriter(sys.argv[1], dim=4, backbone_digest='ab' * 32,\n"
+        "    ContainerWriter(sys.argv[1], dim=4, backbone_digest='ab' * 32,\n"
         "        preprocessing_digest='ab' * 32)\n"
-        "except formats.ContainerError as exc: print(exc)\n"
+        "except ContainerError as exc: print(exc)\n"
     )
     result = run_python(code, str(folder / "x.hilum"))
     assert "may not be written to" in result.stdout, result.stderr
@@ -921,3 +921,128 @@ def test_large_appends_are_refused_before_a_row_is_written(tmp_path: Path) -> No
                 features[2500, 2] = 65519.9  # rounds to the largest f16
                 writer.append(features)
                 assert writer.n_rows == 3000
+
+
+def test_a_run_that_died_behind_the_rename_is_found_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.hilum"
+    monkeypatch.setattr("formats.writer._unlink_own", lambda path, descriptor: None)
+    with new_writer(path, job=JOB) as writer:
+        append_some(writer, 50)
+        n_rows = writer.n_rows
+        writer.seal(NOTES)
+    monkeypatch.undo()
+    assert files_in(tmp_path) == ["x.hilum", "x.hilum.part.journal"]
+    data = path.read_bytes()
+    with new_writer(path, job={"another": 1}, resume=True) as writer:
+        assert writer.finished
+        assert (writer.n_items, writer.n_rows, writer.job) == (50, n_rows, JOB)
+        with pytest.raises(ContainerError, match="the writer is sealed"):
+            writer.append(rows(1))
+    assert files_in(tmp_path) == ["x.hilum"]
+    assert path.read_bytes() == data
+    with new_writer(path, job=JOB, resume=True) as writer:  # an older container is no such thing
+        assert not writer.finished
+        assert not writer.resumed
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_an_error_while_an_older_run_is_looked_at_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resume: bool
+) -> None:
+    path = tmp_path / "x.hilum"
+    with new_writer(path, job=JOB) as writer:
+        append_some(writer, 50)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    for place in ("formats._journal._read_record", "formats.writer.Journal.open"):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(place, stop)
+            new_writer(path, job=JOB, resume=resume)
+        assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_a_header_page_that_never_reached_the_disk_costs_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "x.hilum"
+    with new_writer(path, job=JOB) as writer:
+        append_some(writer, 50)
+    part = tmp_path / "x.hilum.part"
+    part.write_bytes(bytes(4096) + part.read_bytes()[4096:])
+    with new_writer(path, job=JOB, resume=True) as writer:
+        assert writer.n_items == 50
+
+
+def test_a_writer_that_failed_says_that_it_keeps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    path = tmp_path / "x.hilum"
+    with new_writer(path, job=JOB) as writer:
+        append_some(writer, 50)
+        with monkeypatch.context() as patch:
+            patch.setattr("formats.writer.write_at", full)
+            with pytest.raises(ContainerError, match=r"disk is full: .* 43 rows are kept in x"):
+                append_some(writer, 60)
+        assert writer.keeps
+    with new_writer(path, job=JOB, resume=True) as writer:
+        assert writer.n_items == 50
+        writer.abandon()
+        assert not writer.keeps
+
+
+def test_a_second_writers_journal_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first has renamed its file, and not yet removed its journal, when the second begins."""
+    path = tmp_path / "x.hilum"
+    second: list[ContainerWriter] = []
+    begun: list[bool] = []
+    sync = formats.writer.sync_folder
+
+    def begin_another(folder: Path) -> None:
+        sync(folder)
+        if path.exists() and not begun:
+            begun.append(True)
+            second.append(new_writer(path, job=JOB, dtype="i8"))
+            append_some(second[0], 30)
+
+    with new_writer(path, job=JOB, dtype="i8") as writer:
+        append_some(writer, 50)
+        monkeypatch.setattr("formats.writer.sync_folder", begin_another)
+        writer.seal(NOTES)
+    second[0].abort()
+    with new_writer(path, job=JOB, dtype="i8", resume=True) as writer:
+        assert writer.n_items == 30
+
+
+def test_a_journal_of_another_version_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.hilum"
+    with monkeypatch.context() as patch:
+        patch.setattr("formats._journal.Journal.VERSION", 2)
+        with new_writer(path, job=JOB) as writer:
+            append_some(writer, 50)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    for resume in (False, True):
+        with pytest.raises(ContainerError, match="another version of Hilum"):
+            new_writer(path, job=JOB, resume=resume)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_columns_too_large_for_one_record_are_refused_before_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("formats._journal.Journal.MAX_BYTES", 1000)
+    with new_writer(tmp_path / "x.hilum", job=JOB) as writer:
+        with pytest.raises(
+            ValueError, match="columns of 8000 bytes at once, expected at most 1000"
+        ):
+            writer.append(rows(500), sample_key=np.zeros((500, 16), np.uint8))
+        assert writer.n_rows == 0
