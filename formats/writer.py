@@ -398,7 +398,7 @@ class ContainerWriter:
                 self.path, "exists already. Choose another name or allow it to be replaced."
             )
         self._refuse_other_kinds()
-        if not os.access(self.path.parent, os.W_OK) and self.path.parent.is_dir():
+        if not os.access(self.path.parent, os.W_OK | os.X_OK) and self.path.parent.is_dir():
             # the rename at the end would fail, after hours of work into an old .part
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         # An error while an earlier writer's rows are looked at must not cost them.
@@ -616,13 +616,13 @@ class ContainerWriter:
                 with contextlib.suppress(FileNotFoundError):
                     if os.path.samestat(os.fstat(descriptor), self._part.stat()):
                         return descriptor
-            except BlockingIOError:
+            except BlockingIOError as exc:
                 os.close(descriptor)
                 raise ContainerError(
                     self.path,
                     f"another program is writing it ({self._part.name} is locked). Wait for it or "
                     "choose another name.",
-                ) from None
+                ) from exc
             except OSError as exc:
                 if exc.errno in (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK):
                     return descriptor  # a file system without locks: as well as it can be had
@@ -1110,12 +1110,13 @@ class ContainerWriter:
         self._keep = False
         # The new name is on the disk before what could make the file again is gone.
         sync_folder(self.path.parent)
+        # The journal last: it says that the run has finished.
+        if self._spool is not None:
+            _unlink_own(self._rows_path, self._spool.fileno())
         if self._journal is not None:
             _unlink_own(self._journal_path, self._journal.fileno())
             self._journal.close()
             self._journal = None
-        if self._spool is not None:
-            _unlink_own(self._rows_path, self._spool.fileno())
 
     def _check_notes(self, notes: Mapping[str, Any], joined: Mapping[str, NDArray[Any]]) -> bytes:
         full = {"format": "hilum-notes", "version": 1, **notes}
