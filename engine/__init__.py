@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         MismatchError,
         NotesError,
         Refused,
+        SignatureError,
         SplitError,
         WriteError,
     )
@@ -59,6 +60,7 @@ _HOMES = {
     "Preprocessing": "engine.images",
     "Refused": "engine.errors",
     "Sample": "engine.manifest",
+    "SignatureError": "engine.errors",
     "SplitError": "engine.errors",
     "WriteError": "engine.errors",
     "collect_samples": "engine.manifest",
@@ -95,6 +97,7 @@ __all__ = [
     "Preprocessing",
     "Refused",
     "Sample",
+    "SignatureError",
     "SplitError",
     "WriteError",
     "__version__",

@@ -7,7 +7,8 @@
     │   ├── NotAContainer
     │   ├── UnsupportedVersion
     │   ├── Truncated
-    │   └── Corrupt
+    │   ├── Corrupt
+    │   └── SignatureError                      missing, wrong, or of another key
     ├── NotesError (ValueError)                 .key
     ├── HeadFileError (ValueError)              .path
     ├── WriteError (OSError)                    .path
@@ -33,6 +34,7 @@ from formats.errors import (
     HeadFileError,
     NotAContainer,
     NotesError,
+    SignatureError,
     Truncated,
     UnsupportedVersion,
     WriteError,
@@ -50,6 +52,7 @@ __all__ = [
     "NotAContainer",
     "NotesError",
     "Refused",
+    "SignatureError",
     "SplitError",
     "Truncated",
     "UnsupportedVersion",

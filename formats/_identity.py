@@ -20,11 +20,28 @@ _URL = re.compile(r"https?://[^\s<>\"']+", re.IGNORECASE)
 _URL_PARTS = re.compile(r"https?://([^/]+)(/.*)?", re.IGNORECASE | re.DOTALL)
 _DOI = re.compile(r"(?<![\w.])(?:doi:\s*)?10\.\d{4,9}/[^\s<>\"']+", re.IGNORECASE)
 _ARXIV = re.compile(r"\barxiv:\s*\d{4}\.\d{4,5}(?:v\d+)?(?!\d)", re.IGNORECASE)
-_E_MAIL = re.compile(r"[^\s@<>]+@[^\s@<>]+\.[^\s@<>]+")
+# also "anna(at)x.org"; smb:, ftp:, s3: and the like are no public addresses
+_E_MAIL = re.compile(
+    r"[^\s@<>]+@[^\s@<>]+\.[^\s@<>]+|\w\s?[\[({]\s?(?:at|@)\s?[\])}]\s?\w|\bmailto:",
+    re.IGNORECASE,
+)
+_SCHEME = re.compile(r"\b(?!https?:)[a-z][a-z0-9+-]{1,9}://", re.IGNORECASE)
+# of classes, sources and titles only: citations name journals' and people's sites
+_HOSTS = re.compile(
+    r"\bwww\.\w|(?<![\w.])[\w-]{2,}(?:\.[\w-]+)*\.(?:org|com|net|edu|gov)\b|"
+    r"(?<![\w.])[\w-]+\.[\w-]{3,}\.(?:pl|de|fr|es|uk|nl|dk|fi|cz|sk|hu|pt|ro|eu|ca|au|jp|cn|kr|"
+    r"br|ru|ua|tr)\b",
+    re.IGNORECASE,
+)
+_TITLES = re.compile(r"\b(?:Dr|Prof|Mr|Mrs|Ms|Herr|Frau)\b\.?\s(?=[^\W\d_a-z])")
 _MACHINES = (
     re.compile(r"(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?![\d.]*\d)"),
     re.compile(r"(?<![\w:])(?:[0-9a-f]{1,4}:){5,7}[0-9a-f]{1,4}(?![\w:])", re.IGNORECASE),
     re.compile(r"(?<![\w:])f[de][0-9a-f]{2}:[0-9a-f:]*:", re.IGNORECASE),
+    re.compile(r"(?<![\w:])[0-9a-f]{1,4}(?::[0-9a-f]{1,4})+::", re.IGNORECASE),
+    re.compile(r"(?<![\w-])(?:[0-9a-f]{2}-){5}[0-9a-f]{2}(?![\w-])", re.IGNORECASE),
+    re.compile(r"(?<![\w.])[0-9a-f]{4}\.[0-9a-f]{4}\.[0-9a-f]{4}(?![\w.])", re.IGNORECASE),
+    re.compile(r"\b(?:DESKTOP|LAPTOP)-[A-Z0-9]{7}\b"),
     re.compile(r"\blocalhost\b", re.IGNORECASE),
     re.compile(
         r"[^\W_][\w-]*\.(?:local|localdomain|lan|internal|intranet|intern|intra|corp|home)\b",
@@ -42,6 +59,35 @@ _YEARS = re.compile(r"(?:19|20)\d\d(?:[-\s._]{1,2}(?:19|20)\d\d)+")
 _PHONE = re.compile(r"\+\s?\d(?:[\s()./-]{0,3}\d){6,}")
 # as in Czech and Slovak birth numbers; other slashes part alternatives ("1/2/3")
 _BIRTH_NUMBER = re.compile(r"(?<!\d)\d{6}/\d{3,5}(?!\d)")
+_NO_YEAR = r"(?!(?:19|20)\d\d(?!\d))"
+# a shorter number where a word says whose it is; "acc 0.91" and "patients 2010-2013" are none
+_NUMBER_OF_SOMEBODY = (
+    re.compile(
+        rf"(?<![^\W_])(?:mrn|pesel|ssn|pid|acc(?:ession)?)(?:\s?(?:id|no|nr|number))?"
+        rf"[\s:=#._-]{{0,3}}{_NO_YEAR}(?:[a-z]{{1,3}}-?)?\d{{3}}",
+        re.IGNORECASE,
+    ),
+    re.compile(
+        r"(?<![^\W_])(?:patient|study|exam|case)[\s_-]{0,2}(?:id|no|nr|number)\b"
+        r"[\s:=#._-]{0,3}[a-z]{0,3}-?\d",
+        re.IGNORECASE,
+    ),
+    re.compile(rf"(?<![^\W_])pat(?:ient)?[\s:=#_-]{{0,2}}{_NO_YEAR}\d{{3}}", re.IGNORECASE),
+    re.compile(r"(?<![^\W_])(?:dob|date of birth)\b\W{0,3}\d", re.IGNORECASE),
+    re.compile(r"\bpatient'?s?[\s_-]{0,2}name\b", re.IGNORECASE),
+)
+_TELEPHONE = re.compile(
+    r"(?<![^\W_])(?:tel|telefon|phone|fax)\b[.:]?\s?[(+]?\d|\(0\d{1,5}\)\s?\d{2}", re.IGNORECASE
+)
+# SHA-1, SHA-256 and MD5 as hexadecimal digits or in base 64, UUIDs
+_HASHES = (
+    re.compile(
+        r"(?<![^\W_])(?=[a-f]*[0-9])(?=[0-9]*[a-f])[0-9a-f]{16,}(?![^\W_])|"
+        r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}",
+        re.IGNORECASE,
+    ),
+    re.compile(r"(?<![\w+/])[A-Za-z0-9+/]{20,}={1,2}(?!\w)"),
+)
 # two numbers so close together are pages or years, not halves of one number
 _SPAN = 100
 
@@ -84,6 +130,7 @@ _CAPITAL = "(?:May|MAY|March|MARCH|Mar|MAR)"
 _MONTH = rf"(?<![^\W\d_])(?:{_SAFE}|{_CAPITAL})\.?{_NO_LETTER}"
 _ANY_MONTH = rf"(?<![^\W\d_])(?i:{_MONTHS}|may|march|mar|mars)\.?{_NO_LETTER}"
 _ROMAN = "(?:I{1,3}|IV|VI{0,3}|IX|XI{0,2})"
+_HAN_NUMBER = r"[\d〇零一二三四五六七八九十]{1,4}"
 _NOT_A_SIZE = r"(?!\s*(?:[cmµ]m|m?g|kg|kv|mas|ml|%)(?![^\W_]))"
 _DATES = tuple(
     re.compile(pattern)
@@ -112,9 +159,21 @@ _DATES = tuple(
         # 7 March, 12 Dec, Dec 12
         rf"{_NOT_BEFORE}{_DAY}{_GAP}{_MONTH}",
         rf"{_MONTH}[-./ ]{{1,2}}{_DAY}(?![\w-])",
-        # 1956年3月12日, 3月12日
-        r"\d{1,4}\s*[年년]\s*\d{1,2}\s*[月월]",
-        r"\d{1,2}\s*[月월]\s*\d{1,2}\s*[日일号號]",
+        # March '19
+        rf"{_ANY_MONTH}\s?'\d\d(?!\d)",
+        # 1956年3月12日, 3月12日, 一九五六年三月
+        rf"{_HAN_NUMBER}\s*[年년]\s*{_HAN_NUMBER}\s*[月월]",
+        rf"{_HAN_NUMBER}\s*[月월]\s*{_HAN_NUMBER}\s*[日일号號]",
+        # weeks, quarters and days of a year: 2019-W12, week 12 of 2019, Q1 2019, 2019Q1, day 66 of
+        # 2019
+        r"(?<!\d)(?:19|20)\d\d[- ]?(?:W[0-5]\d|Q[1-4])(?!\d)",
+        rf"(?i:(?<![^\W_])(?:weeks?|kw|cw|wk)\s?\d{{1,2}}[-\s/.,]{{0,2}}(?:of )?){_YEAR}",
+        rf"(?<![^\W_])[WQ][0-5]?\d[-\s/]{{0,2}}{_YEAR}",
+        rf"(?i:(?<![^\W_])day\s\d{{1,3}}\s(?:of\s)?){_YEAR}",
+        # times of day: 14:23:11, at 14:23, 2:05 pm, 14:23 Uhr; 16:10 and 1:10 are ratios
+        r"(?<![\d:.])(?:[01]?\d|2[0-3]):[0-5]\d:[0-5]\d(?![\d:])",
+        r"(?i:(?<![^\W_])(?:at|um|om)\s(?:[01]?\d|2[0-3]):[0-5]\d(?!\d))",
+        r"(?i:(?<![\d:.])(?:[01]?\d|2[0-3]):[0-5]\d\s?(?:[ap]\.?m|uhr|h)(?![^\W_]))",
     )
 )
 # a day, a word that is not plain ASCII (nor Chinese or Korean), a year: a month of any language
@@ -134,6 +193,10 @@ _AGES = (
         re.IGNORECASE,
     ),
     re.compile(rf"(?<!\d){_OLD}\s*(?:歳|岁|歲|才|세|살)"),
+    # 93 y; not 90Y, an isotope. 093Y as in DICOM (PS3.5, 6.2, AS)
+    re.compile(r"(?<![\d.,])(?:9[1-9]|1[0-4]\d)\s?y(?!\w)", re.IGNORECASE),
+    re.compile(r"(?<!\d)(?:09\d|1[0-4]\d)Y(?!\w)"),
+    re.compile(r"\bninety(?:[\s-](?:one|two|three|four|five|six|seven|eight|nine))?[\s-]years?\b"),
     re.compile(
         rf"\b(?:aged?|alter|wiek|edad|eta|leeftijd|alder|возраст)\b[\s:=]{{0,3}}{_OLD}\b",
         re.IGNORECASE,
@@ -147,7 +210,14 @@ _PATHS = (
     re.compile(r"(?:^|[\s\"'(=:])(?:~?/|\.\.?/)[\w.~-]"),
     re.compile(r"\b[A-Za-z]:[\\/]"),
     re.compile(r"\bfile:", re.IGNORECASE),
-    re.compile(r"\.(?:dcm|dicom|png|jpe?g|tiff?|bmp|nii|gz|csv|json|xlsx?|hilum)\b", re.IGNORECASE),
+    re.compile(r"(?:^|[\s\"'(=:])//\w"),
+    re.compile(r"(?<![^\W_])(?:home|users|mnt|srv|tmp)/[\w.~-]+/", re.IGNORECASE),
+    re.compile(
+        r"(?<=\w)\.(?:dcm|dicom|ima|png|jpe?g|jp2|j2k|webp|svg|tiff?|bmp|nii|nrrd|mh[ad]|gz|zip|tar|"
+        r"7z|csv|tsv|txt|json|xml|html?|hl7|pdf|docx?|odt|rtf|xlsx?|np[yz]|h5|hdf5|parquet|pkl|"
+        r"sqlite|db|log|safetensors|hilum)\b",
+        re.IGNORECASE,
+    ),
 )
 # "AP/PA/LL" are alternatives; with a number in it, it is a path
 _SLASHED = re.compile(r"[^\s/]+/[^\s/]+/[^\s]+")
@@ -184,9 +254,11 @@ def find_identity(text: str, *, kind: Kind = "text") -> str | None:
         return "an e-mail address"
     if kind == "url":
         return _in_address(plain)
+    if _SCHEME.search(plain):
+        return "an address that is not public"
     if kind != "text":
         for address in _URL.findall(plain):
-            found = _in_address(address.rstrip(".,;)"))
+            found = _in_address(address.rstrip(".,;)?!"))
             if found:
                 return found
         plain = _URL.sub(" ", plain)
@@ -194,6 +266,10 @@ def find_identity(text: str, *, kind: Kind = "text") -> str | None:
             plain = _ARXIV.sub(" ", _DOI.sub(" ", plain))
     elif _URL.search(plain):
         return "a web address (about.url and about.attribution are for those)"
+    elif _HOSTS.search(plain):
+        return "the name of a host (about.url and about.attribution are for public ones)"
+    elif _TITLES.search(plain):
+        return "a title, as before a person's name"
     return _in_text(plain)
 
 
@@ -233,8 +309,12 @@ def _in_text(plain: str) -> str | None:
         return "the address of a machine"
     if any(_long_numbers(bare)) or _BIRTH_NUMBER.search(bare):
         return "a number of seven or more digits"
-    if _PHONE.search(bare):
+    if any(pattern.search(bare) for pattern in _NUMBER_OF_SOMEBODY):
+        return "a number or name of somebody"
+    if _PHONE.search(bare) or _TELEPHONE.search(bare):
         return "a telephone number"
+    if any(pattern.search(bare) for pattern in _HASHES):
+        return "a hash or key"
     if any(pattern.search(bare) for pattern in _AGES):
         return "an age over 89"
     if any(pattern.search(bare) for pattern in _PATHS) or any(
@@ -250,6 +330,8 @@ def _in_address(plain: str) -> str | None:
     if parts is None:
         return "no web address"
     host, path = parts[1], parts[2] or ""
+    if any(mark in plain for mark in "?#@"):
+        return "a web address with ?, # or @, which may lead to somebody"
     if "." not in host or ":" in host or any(p.search(host) for p in _MACHINES):
         return "the address of a machine that is not public"
     if host.lower() in ("doi.org", "dx.doi.org", "www.doi.org") or "/doi/" in path.lower():

@@ -7,7 +7,8 @@
     │   ├── NotAContainer               not these bytes: another kind of file, or an unfinished one
     │   ├── UnsupportedVersion          a later version of the format wrote it
     │   ├── Truncated                   the file's length is not the one its header states
-    │   └── Corrupt                     the right length, but the bytes contradict each other
+    │   ├── Corrupt                     the right length, but the bytes contradict each other
+    │   └── SignatureError              a signature or key that is missing, wrong or does not fit
     ├── NotesError (ValueError)         .key
     ├── HeadFileError (ValueError)      .path
     └── WriteError (OSError)            .path: a file that could not be written
@@ -25,6 +26,7 @@ __all__ = [
     "HeadFileError",
     "NotAContainer",
     "NotesError",
+    "SignatureError",
     "Truncated",
     "UnsupportedVersion",
     "WriteError",
@@ -82,6 +84,13 @@ class Truncated(ContainerError):  # noqa: N818
 
 class Corrupt(ContainerError):  # noqa: N818
     """The file has its full length, but its bytes contradict each other."""
+
+
+class SignatureError(ContainerError):
+    """A signature that is missing or does not fit, or a key that cannot sign or verify.
+
+    Its path is that of the file to blame: the container, the signature or the key.
+    """
 
 
 class NotesError(EngineError, ValueError):
