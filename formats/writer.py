@@ -425,8 +425,11 @@ class ContainerWriter:
             # Without a .part, here just made and empty, a journal is what a finished run left.
             left_over = os.fstat(self._require_writing()).st_size < _BODY
             if left_over:
-                if resume and journal.sealed is not None and self._is_sealed_as(journal.sealed):
-                    self._note_finished(journal)
+                sealed = journal.sealed
+                same = {"journal": journal.VERSION, **self._begun_with()}.items()
+                if resume and sealed is not None and same <= journal.facts.items():
+                    if self._is_sealed_as(sealed):
+                        self._note_finished(journal)
                 return None
             if journal.facts.get("journal") != journal.VERSION:
                 raise ContainerError(
