@@ -55,7 +55,15 @@ COMMANDS = {
     "predict": ("engine.predict", "answers for images, folders or DICOM files"),
     "demo": ("engine.demo", "the whole way on embedded features and synthetic images"),
     "inspect": ("formats.__main__", "what a container holds"),
-    "verify": ("formats.__main__", "every checksum of a container"),
+    "verify": ("formats.__main__", "every checksum of a container, and who signed it"),
+    "merge": ("formats.__main__", "join containers into one"),
+    "subset": ("formats.__main__", "some rows of a container"),
+    "withdraw": ("formats.__main__", "let patients leave a container"),
+    "resplit": ("formats.__main__", "divide a container anew into train, valid and test"),
+    "export": ("formats.__main__", "a container as npz, safetensors, parquet or csv"),
+    "import": ("formats.__main__", "such a file, or a table of features, as a container"),
+    "sign": ("formats.__main__", "sign containers"),
+    "keygen": ("formats.__main__", "a pair of keys for signing"),
 }
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -339,7 +347,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_USAGE
     module = importlib.import_module(COMMANDS[arguments[0]][0])
     if module.__name__ == "formats.__main__":
-        result: int = module.main(arguments)
+        result: int = module.main(arguments, prog="hilum")
     else:
         result = module.main(arguments[1:])
     return result

@@ -213,7 +213,11 @@ def _extract(options: argparse.ArgumentParser, arguments: argparse.Namespace) ->
             )
         except BaseException as error:
             bar.close()
+            part = Path(f"{arguments.output}.part")
             if extraction.unfinished is None:
+                if arguments.resume and isinstance(error, KeyboardInterrupt) and part.exists():
+                    report(f"stopped: what the earlier run had done is still kept in {part}")
+                    return EXIT_SIGNAL + signal.SIGINT
                 raise
             if isinstance(error, engine.EngineError):
                 report(f"error: {error}")

@@ -1,8 +1,7 @@
 """Which rows may be learned from and which must judge: parts that keep every patient whole.
 
 Parts are made of groups (patients), never of rows, and are stratified: every part gets about its
-share of every class. The assignment is greedy, rarest class first, in the manner of iterative
-stratification (Sechidis, Tsoumakas, Vlahavas 2011), which covers multi-label sets as well.
+share of every class. ``formats.splitting`` does the assignment; here is what learning asks of it.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import SplitError
+from formats.splitting import assign_splits, class_membership, count_by_group
 
 __all__ = [
     "check_classes",
@@ -22,23 +22,6 @@ __all__ = [
     "grouped_folds",
     "grouped_holdout",
 ]
-
-
-def _membership(labels: NDArray[Any], n_classes: int) -> NDArray[np.bool_]:
-    """Return which rows (n) carry which classes (k), for both kinds of labels."""
-    member: NDArray[np.bool_]
-    member = labels == 1 if labels.ndim == 2 else labels[:, None] == np.arange(n_classes)[None, :]
-    return member
-
-
-def _group_counts(
-    membership: NDArray[np.bool_], groups: NDArray[Any]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return each row's dense group index and the rows per group and class (g, k)."""
-    _, dense = np.unique(groups, return_inverse=True)
-    counts = np.zeros((int(dense.max(initial=-1)) + 1, membership.shape[1]), np.int64)
-    np.add.at(counts, dense, membership)
-    return dense.astype(np.int64), counts
 
 
 def class_groups(labels: NDArray[Any], groups: NDArray[Any], n_classes: int) -> NDArray[np.int64]:
@@ -58,7 +41,7 @@ def class_groups(labels: NDArray[Any], groups: NDArray[Any], n_classes: int) -> 
     int64 (k,)
         Patients with at least one row of the class.
     """
-    _, counts = _group_counts(_membership(labels, n_classes), groups)
+    _, counts = count_by_group(class_membership(labels, n_classes), groups)
     found: NDArray[np.int64] = (counts > 0).sum(axis=0)
     return found
 
@@ -111,7 +94,7 @@ def check_classes(
             f"class; {folds}add patients, or leave the class out or merge it with another"
         )
     if labels.ndim == 2:
-        _, zeros = _group_counts(labels == 0, groups)
+        _, zeros = count_by_group(labels == 0, groups)
         for i, count in enumerate((zeros > 0).sum(axis=0)):
             if count < needed:
                 raise SplitError(
@@ -119,36 +102,6 @@ def check_classes(
                     f"(0) in {count}; needed: {needed}; add patients without it, or leave the "
                     "label out"
                 )
-
-
-def _assign(
-    membership: NDArray[np.bool_],
-    groups: NDArray[Any],
-    fractions: NDArray[np.float64],
-    seed: int,
-) -> NDArray[np.int64]:
-    """Give every row a part, keeping groups whole and parts near their share of each class."""
-    # The last column counts rows, so that parts come out equally large as well.
-    counted = np.column_stack([membership, np.ones(len(membership), np.bool_)])
-    dense, counts = _group_counts(counted, groups)
-    totals = np.maximum(counts.sum(axis=0), 1)
-    # A group is as rare as the rarest class in it; rare groups choose first, then large ones. The
-    # shuffle before the stable sort is the only use of the seed.
-    shuffled = np.random.default_rng(seed).permutation(len(counts))
-    rarity = np.where(counts > 0, totals, np.iinfo(np.int64).max).min(axis=1)
-    order = shuffled[np.lexsort((-counts.sum(axis=1)[shuffled], rarity[shuffled]))]
-    filled = np.zeros((len(fractions), counted.shape[1]))
-    part_of_group = np.zeros(len(counts), np.int64)
-    per_class = 1.0 / totals.astype(np.float64) ** 2
-    for group in order:
-        row = counts[group].astype(np.float64)
-        # The growth of sum over parts of (share of the class)^2 / fraction, which is least when
-        # every part has its fraction of every class.
-        growth = ((filled + 0.5 * row) / fractions[:, None]) @ (row * per_class)
-        part = int(np.argmin(growth))
-        part_of_group[group] = part
-        filled[part] += row
-    return part_of_group[dense]
 
 
 def grouped_folds(
@@ -190,8 +143,8 @@ def grouped_folds(
             f"{folds} folds asked of {n_groups} patients; expected 2 to {n_groups}; "
             "choose another number or add patients"
         )
-    membership = _membership(labels, n_classes)
-    return _assign(membership, groups, np.full(folds, 1.0 / folds), seed)
+    membership = class_membership(labels, n_classes)
+    return assign_splits(membership, groups, np.full(folds, 1.0 / folds), seed=seed)
 
 
 def grouped_holdout(
@@ -218,9 +171,9 @@ def grouped_holdout(
     bool (n,)
         True where a row is held out.
     """
-    membership = _membership(labels, n_classes)
+    membership = class_membership(labels, n_classes)
     fractions = np.array([1.0 - fraction, fraction])
-    held: NDArray[np.bool_] = _assign(membership, groups, fractions, seed) == 1
+    held: NDArray[np.bool_] = assign_splits(membership, groups, fractions, seed=seed) == 1
     return held
 
 

@@ -1,28 +1,20 @@
-"""Command line over containers: ``python -m formats inspect|verify FILE...``."""
+"""Command line over containers: ``python -m formats COMMAND FILE...``."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
+from formats import _convert_commands, _edit_commands, _inspect_commands, _sign_commands
+from formats._console import PRIVACY
+from formats.errors import EngineError
 
-from formats.container import SPLITS, Container, open_container
-from formats.errors import ContainerError
+__all__ = ["PRIVACY", "main"]
 
-__all__ = ["main"]
-
-PRIVACY = (
-    "Derived from health images; treat as pseudonymised personal data unless the controller "
-    "documents otherwise for a named recipient."
-)
 _DESCRIPTION = """\
-Look into containers (.hilum files) and check them.
+Look into containers (.hilum files), check them, and make others of them.
 
 A container holds the features that a backbone made of many X-rays, with labels, train/valid/test
 marks, patient groups and notes on how it was made. It holds no pixels.
@@ -32,19 +24,20 @@ examples:
   {prog} inspect chest.hilum            what is in it, how many rows of each class and split
   {prog} inspect --json chest.hilum     the same for a program, one JSON object a file
   {prog} verify *.hilum                 compare every byte with its checksums
+  {prog} merge a.hilum b.hilum -o c.hilum
+  {prog} subset chest.hilum -o train.hilum --split train
+  {prog} withdraw chest.hilum --group 17 -o chest2.hilum
+  {prog} resplit chest.hilum -o chest2.hilum --fractions 70,10,20
+  {prog} export chest.hilum -o chest.npz
+  {prog} import chest.npz -o chest.hilum
+  {prog} sign chest.hilum --key site.pem
+
+`{prog} COMMAND --help` explains a command.
 
 exit status:
-  0 all files are fine    1 some are not (the others are done)    2 wrong usage
+  0 all was done    1 some files are not fine (the others are done)    2 wrong usage
 """
-_INSPECT = """\
-Print rows, features, backbone, blocks, columns, classes x splits and the notes of containers.
-
-Opening checks the header, all columns and the notes, but not the features: verify does.
-"""
-_VERIFY = """\
-Compare every byte of containers with their checksums: one for each 1024 rows, which says where
-the damage is, and a SHA-256 of the whole.
-"""
+_COMMANDS = (_inspect_commands, _edit_commands, _convert_commands, _sign_commands)
 
 
 def main(argv: Sequence[str] | None = None, *, prog: str = "python -m formats") -> int:
@@ -60,21 +53,24 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "python -m formats") 
     Returns
     -------
     int
-        0 all files are fine, 1 some are not, 2 wrong usage (raised as SystemExit by argparse).
+        0 all was done, 1 some files are not fine, 2 wrong usage (raised as SystemExit by argparse).
     """
     arguments = _parser(prog).parse_args(argv)
     try:
-        if arguments.command == "inspect":
-            code = _inspect(arguments.files, as_json=arguments.json)
-        else:
-            code = _verify(arguments.files, quiet=arguments.quiet)
+        code: int = arguments.run(arguments)
         sys.stdout.flush()  # here, where a full disk or a reader that left can still be told
         return code
+    except EngineError as exc:
+        print(f"error: {exc}", file=sys.stderr)
+        return 1
     except BrokenPipeError:
         # The reader of our output went away (`| head`): nothing more to say to anyone.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as exc:
+        if exc.filename is not None:
+            print(f"error: {exc.filename}: {exc.strerror or exc}", file=sys.stderr)
+            return 1
         print(f"error: the output cannot be written: {exc.strerror or exc}", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -89,245 +85,9 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         prog=prog, description=_DESCRIPTION, epilog=_EPILOG.format(prog=prog), formatter_class=raw
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    inspect = commands.add_parser(
-        "inspect", help="show what is in a container", description=_INSPECT, formatter_class=raw
-    )
-    inspect.add_argument("files", nargs="+", metavar="FILE", help="a .hilum file")
-    inspect.add_argument("--json", action="store_true", help="one JSON object a line for each file")
-    verify = commands.add_parser(
-        "verify",
-        help="compare every byte with its checksums",
-        description=_VERIFY,
-        formatter_class=raw,
-    )
-    verify.add_argument("files", nargs="+", metavar="FILE", help="a .hilum file")
-    verify.add_argument(
-        "--quiet", action="store_true", help="no progress bar, and say only what is wrong"
-    )
+    for module in _COMMANDS:
+        module.add_parsers(commands)
     return parser
-
-
-# ---- inspect -----------------------------------------------------------------------------------
-
-
-def _inspect(files: Sequence[str], *, as_json: bool) -> int:
-    n_failed = 0
-    for i, file in enumerate(files):
-        try:
-            with open_container(file) as container:
-                facts = describe_container(container)
-        except ContainerError as exc:
-            n_failed += 1
-            print(f"error: {exc}", file=sys.stderr)
-            if as_json:
-                print(json.dumps({"path": file, "error": exc.message}))
-            continue
-        if as_json:
-            print(json.dumps(facts))
-        else:
-            if i:
-                print()
-            for line in _lines(facts):
-                print(_printable(line))
-    return 1 if n_failed else 0
-
-
-def describe_container(container: Container) -> dict[str, Any]:
-    """Collect what ``inspect`` prints.
-
-    Parameters
-    ----------
-    container : Container
-        Open.
-
-    Returns
-    -------
-    dict
-        Made of what JSON has; the keys are those of ``inspect --json``.
-    """
-    notes = container.notes
-    return {
-        "path": str(container.path),
-        "n_rows": container.n_rows,
-        "n_withdrawn": container.n_rows - len(container.rows()),
-        "dim": container.dim,
-        "dtype": container.dtype,
-        "size_bytes": container.size_bytes,
-        "row_bytes": container.size_bytes / container.n_rows,
-        "uuid": container.uuid,
-        "backbone": container.backbone,
-        "backbone_digest": container.backbone_digest,
-        "preprocessing": notes["preprocessing"],
-        "preprocessing_digest": container.preprocessing_digest,
-        "blocks": list(container.blocks),
-        "columns": [
-            {"name": name, "type": str(array.dtype), "width": array[0].size}
-            for name, array in container.columns.items()
-        ],
-        "n_groups": container.n_groups,
-        "group_clean": container.group_clean,
-        "multilabel": container.multilabel,
-        "classes": list(container.classes),
-        "sources": list(container.sources_names),
-        "table": list(_count(container)),
-        "about": notes.get("about", {}),
-        "software": notes.get("software", {}),
-        "n_refused": notes.get("n_refused"),
-        "privacy": PRIVACY,
-    }
-
-
-def _printable(text: str) -> str:
-    """Keep what a stranger's notes say from steering the terminal, or from not fitting it."""
-    shown = "".join(c if c.isprintable() else "?" for c in text)
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    return shown.encode(encoding, "replace").decode(encoding)
-
-
-def _count(container: Container) -> Iterator[dict[str, Any]]:
-    """Count rows and groups of each class and split.
-
-    Class None stands for all of them together (a class may be called "all"), so does split "all".
-    """
-    kept = np.zeros(container.n_rows, np.bool_)
-    kept[container.rows()] = True
-    splits = container.splits
-    names = [*SPLITS, "all"] if splits is not None else ["all"]
-    for class_name, of_class in _classes(container):
-        for name in names:
-            chosen = kept & of_class
-            if splits is not None and name != "all":
-                chosen &= splits == SPLITS.index(name)
-            n_groups = (
-                None if container.groups is None else len(np.unique(container.groups[chosen]))
-            )
-            yield {
-                "class": class_name,
-                "split": name,
-                "rows": int(np.count_nonzero(chosen)),
-                "groups": n_groups,
-            }
-
-
-def _classes(container: Container) -> Iterator[tuple[str | None, NDArray[np.bool_]]]:
-    labels = container.labels
-    if labels is not None:
-        for i, name in enumerate(container.classes):
-            yield name, labels[:, i] == 1 if container.multilabel else labels == i
-    yield None, np.ones(container.n_rows, np.bool_)
-
-
-def _lines(facts: dict[str, Any]) -> Iterator[str]:
-    yield facts["path"]
-    withdrawn = f" ({facts['n_withdrawn']} withdrawn)" if facts["n_withdrawn"] else ""
-    yield f"  rows           {facts['n_rows']}{withdrawn}"
-    yield f"  features       {facts['dim']} x {facts['dtype']} a row"
-    yield f"  size           {_size(facts['size_bytes'])}, {facts['row_bytes']:.0f} bytes a row"
-    yield f"  uuid           {facts['uuid']}"
-    yield f"  backbone       {facts['backbone']}, sha256 {facts['backbone_digest'][:16]}..."
-    settings = ", ".join(f"{key} {value}" for key, value in facts["preprocessing"].items())
-    yield f"  preprocessing  sha256 {facts['preprocessing_digest'][:16]}... ({settings})"
-    for i, block in enumerate(facts["blocks"]):
-        head = "blocks" if i == 0 else ""
-        end = block["offset"] + block["width"]
-        place = f"features {block['offset']} to {end - 1}"
-        yield f"  {head:14} {block['tap']} {block['pooling']}: {place}"
-    columns = [
-        column["name"] + (f"[{column['width']}]" if column["width"] > 1 else "")
-        for column in facts["columns"]
-    ]
-    yield f"  columns        {', '.join(columns) or 'none'}"
-    if facts["n_groups"] is not None:
-        marked = any(column["name"] == "split" for column in facts["columns"])
-        clean = ", no patient in two splits" if facts["group_clean"] else ", PATIENTS IN TWO SPLITS"
-        yield f"  groups         {facts['n_groups']} patients{clean if marked else ''}"
-    if facts["sources"]:
-        yield f"  sources        {', '.join(facts['sources'])}"
-    if facts["n_refused"] is not None:
-        yield f"  refused        {facts['n_refused']} images were not taken in"
-    for key, value in facts["software"].items():
-        yield f"  {key:14} {value}"
-    for key, value in facts["about"].items():
-        text = " to ".join(map(str, value)) if isinstance(value, list) else value
-        name = "ages (years)" if key == "age_range_years" else key
-        yield f"  {name:14} {text}"
-    yield ""
-    yield from _table(facts)
-    yield ""
-    yield f"  {PRIVACY}"
-
-
-def _table(facts: dict[str, Any]) -> Iterator[str]:
-    """Lay out classes x splits: rows, and groups in brackets."""
-    cells: dict[str | None, dict[str, str]] = {}
-    filled: set[str] = {"all"}
-    for entry in facts["table"]:
-        groups = "" if entry["groups"] is None else f" ({entry['groups']})"
-        cells.setdefault(entry["class"], {})[entry["split"]] = f"{entry['rows']}{groups}"
-        if entry["rows"]:
-            filled.add(entry["split"])
-    splits = [name for name in (*SPLITS, "all") if name in filled]
-    title = "class" if facts["n_groups"] is None else "class, rows (patients)"
-    width = max(len(title), *(len(name or "all") for name in cells))
-    widths = {s: max(len(s), *(len(row.get(s, "")) for row in cells.values())) for s in splits}
-    yield f"  {title:{width}}  " + "  ".join(f"{s:>{widths[s]}}" for s in splits)
-    for name, row in cells.items():
-        yield f"  {name or 'all':{width}}  " + "  ".join(
-            f"{row.get(s, ''):>{widths[s]}}" for s in splits
-        )
-    if facts["multilabel"]:
-        yield "  (a row counts for every class that is present in it)"
-
-
-def _size(n_bytes: int) -> str:
-    if n_bytes < 1000:
-        return f"{n_bytes} bytes"
-    value = float(n_bytes)
-    for unit in ("kB", "MB", "GB"):
-        value /= 1000
-        if value < 1000:
-            return f"{value:.1f} {unit}"
-    return f"{value / 1000:.1f} TB"
-
-
-# ---- verify ------------------------------------------------------------------------------------
-
-
-def _verify(files: Sequence[str], *, quiet: bool) -> int:
-    from tqdm import tqdm
-
-    n_failed = 0
-    for file in files:
-        try:
-            with (
-                open_container(file) as container,
-                # None: no bar where nobody looks at it (a pipe, a log)
-                tqdm(
-                    desc=container.path.name,
-                    total=container.size_bytes,
-                    unit="B",
-                    unit_scale=True,
-                    leave=False,
-                    disable=True if quiet else None,
-                    file=sys.stderr,
-                ) as bar,
-            ):
-
-                def advance(done: int, total: int, bar: Any = bar) -> None:
-                    bar.total = total
-                    bar.update(done - bar.n)
-
-                container.verify(advance)
-                line = f"{file}: ok, {container.n_rows} rows, {_size(container.size_bytes)}"
-        except ContainerError as exc:
-            n_failed += 1
-            print(f"error: {exc}", file=sys.stderr)
-        else:
-            if not quiet:
-                print(line)
-    if n_failed and len(files) > 1:
-        print(f"{n_failed} of {len(files)} files are not fine", file=sys.stderr)
-    return 1 if n_failed else 0
 
 
 if __name__ == "__main__":

@@ -400,7 +400,8 @@ class ContainerWriter:
         self._refuse_other_kinds()
         if not os.access(self.path.parent, os.W_OK | os.X_OK) and self.path.parent.is_dir():
             # the rename at the end would fail, after hours of work into an old .part
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            code = errno.EROFS if _is_read_only(self.path.parent) else errno.EACCES
+            raise OSError(code, os.strerror(code))
         # An error while an earlier writer's rows are looked at must not cost them.
         self._keep = True
         self._descriptor = self._lock_part()
@@ -427,9 +428,9 @@ class ContainerWriter:
             if left_over:
                 sealed = journal.sealed
                 same = {"journal": journal.VERSION, **self._begun_with()}.items()
-                if resume and sealed is not None and same <= journal.facts.items():
-                    if self._is_sealed_as(sealed):
-                        self._note_finished(journal)
+                mine = sealed is not None and same <= journal.facts.items()
+                if resume and mine and self._is_sealed_as(str(sealed)):
+                    self._note_finished(journal)
                 return None
             if journal.facts.get("journal") != journal.VERSION:
                 raise ContainerError(
@@ -711,7 +712,7 @@ class ContainerWriter:
             if self._spools:  # beside it, the rows as float32
                 needed += 4 * (needed - _BODY)
             message = explain_write_failure(self.path, exc, needed)
-            if self.keeps and self.n_rows:
+            if self._state == "writing" and self.keeps and self.n_rows:
                 message += f" {self.n_rows} rows are kept in {self._part.name}."
             raise ContainerError(self.path, message) from exc
 
@@ -832,7 +833,7 @@ class ContainerWriter:
             return bool((bits & ~sign).max(initial=0) < infinity)
         # NaN comes through min and max, and is below nothing
         limit = _OVERFLOW[self._row_type.char]
-        return bool(rows.max(initial=0) < limit and rows.min(initial=0) > -limit)
+        return float(rows.max(initial=0)) < limit and float(rows.min(initial=0)) > -limit
 
     def _check_columns(
         self, n: int, columns: Mapping[str, npt.ArrayLike]
@@ -1302,6 +1303,13 @@ def _read_at(descriptor: int, data: memoryview, offset: int) -> int:
             break
         done += n
     return done
+
+
+def _is_read_only(folder: Path) -> bool:
+    """Whether a folder lies on a file system that takes no writing."""
+    if not hasattr(os, "statvfs"):
+        return False
+    return bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
 
 
 def _unlink_own(path: Path, descriptor: int) -> None:

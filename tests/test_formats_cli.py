@@ -6,8 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
-from formats_helpers import GOLDEN, ROOT, notes_of
+from formats_helpers import GOLDEN, ROOT, notes_of, write_small
 
 import formats
 from formats.__main__ import PRIVACY, main
@@ -162,3 +163,213 @@ def test_an_output_nobody_can_take_is_no_traceback(shell: str) -> None:
     )
     assert b"Traceback" not in result.stderr
     assert b"Exception" not in result.stderr
+
+
+# ---- merge, subset, withdraw, resplit, export, import ------------------------------------------
+
+
+def text_of(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Run a command that must succeed; returns what it printed."""
+    assert main([str(argument) for argument in arguments]) == 0
+    out, err = capsys.readouterr()
+    assert "error" not in err
+    return out
+
+
+def test_merge_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = tmp_path / "other.hilum"
+    write_small(other, 6, 12)
+    with formats.open_container(FULL) as container:
+        notes = container.notes
+        features = container.features
+        formats.write_container(
+            other,
+            features[:6].astype(np.float32) + 200,
+            {**notes, "n_refused": 0},
+            dtype="i8",
+            columns={"label": np.zeros(6, int), "group": np.arange(6)},
+        )
+    out = tmp_path / "m.hilum"
+    text = text_of(capsys, "merge", FULL, other, "-o", out, "--seed", 1)
+    assert text.startswith(f"{out}: 45 rows, 26 patients, ")
+    assert "withdrawn rows left out: 1" in text
+    first = out.read_bytes()
+    assert main(["merge", FULL, str(other), "-o", str(out), "--seed", "1", "--quiet"]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert out.read_bytes() == first
+    assert main(["merge", FULL, str(other), "-o", str(out), "--without-splits"]) == 0
+    err = capsys.readouterr().err
+    assert "note: i8 features were quantised anew" in err
+    assert "note: other.hilum has no column age: filled with unknown" in err
+    table = text_of(capsys, "inspect", out)
+    assert "split" not in table.split("columns")[1].splitlines()[0]
+    assert f"derived from   {formats.open_container(FULL).uuid}" in table
+    assert main(["merge", FULL, PLAIN, "-o", str(out)]) == 1
+    err = capsys.readouterr().err
+    assert "cannot be merged with" in err and PLAIN in err and FULL in err
+
+
+def test_subset_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "s.hilum"
+    (tmp_path / "rows.txt").write_text("0\n1\n7\n")
+    for arguments, n_rows in (
+        (["--split", "train,test"], 20),
+        (["--class", "normal,viral"], 25),
+        (["--class", "normal", "--class", "viral"], 25),
+        (["--rows", "0:10"], 9),
+        (["--rows", ":"], 39),
+        (["--rows", "1:20:2"], 9),
+        (["--rows", "7"], 1),
+        (["--rows", tmp_path / "rows.txt"], 3),
+        (["--group", 1, 2], 4 - 1),
+        (["--source", "site-a"], None),
+        (["--class", "viral", "--drop-classes"], 11),
+    ):
+        text = text_of(capsys, "subset", FULL, "-o", out, *arguments)
+        with formats.open_container(out) as container:
+            assert f"{out}: {container.n_rows} rows, " in text
+            if n_rows is not None:
+                assert container.n_rows == n_rows, arguments
+    with formats.open_container(out) as container:
+        assert container.classes == ("viral",)
+
+
+def test_withdraw_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, patient = tmp_path / "a.hilum", tmp_path / "p.hilum"
+    shutil.copy(FULL, path)
+    text = text_of(capsys, "withdraw", path, "--group", 3, "-o", tmp_path / "w.hilum")
+    assert "rows withdrawn: 2; patients: 1; rows were withdrawn before: 1" in text
+    assert "Copies and backups of the old file still hold these rows." in text
+    assert path.read_bytes() == Path(FULL).read_bytes()
+    text_of(capsys, "subset", path, "--group", 4, "-o", patient)
+    text = text_of(capsys, "withdraw", path, "--matching", patient, "--in-place")
+    assert "rows withdrawn: 2; patients: 1" in text
+    with formats.open_container(FULL) as old, formats.open_container(path) as new:
+        assert set(old.rows()) - set(new.rows()) == set(np.flatnonzero(old.groups == 4))
+    before = path.read_bytes()
+    assert main(["withdraw", str(path), "--group", "4", "--in-place"]) == 1
+    assert "withdrawn already" in capsys.readouterr().err
+    assert path.read_bytes() == before
+    (tmp_path / "a.hilum.sig").write_bytes(bytes(64))
+    assert main(["withdraw", str(path), "--rows", "0", "--in-place", "--drop", "--quiet"]) == 0
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("warning: a.hilum.sig signs what was at this name before")
+    with formats.open_container(path) as container:
+        assert container.n_rows == 40 - 5
+
+
+def test_resplit_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "r.hilum"
+    for fractions in ("60,20,20", "0.6,0.2,0.2"):
+        text = text_of(capsys, "resplit", FULL, "-o", out, "--fractions", fractions, "--seed", 3)
+        table = [line.split() for line in text.splitlines()]
+        assert ["class,", "rows", "(patients)", "train", "valid", "test", "all"] in table
+        with formats.open_container(out) as container:
+            assert container.group_clean
+            expected = ["all"]
+            for split in ("train", "valid", "test"):
+                rows = container.rows(split)
+                expected += [str(len(rows)), f"({len(set(container.groups[rows]))})"]
+        assert [*expected, "39", "(20)"] in table
+
+
+@pytest.mark.parametrize("ending", ["npz", "safetensors", "csv", "parquet"])
+def test_export_and_import_commands(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], ending: str
+) -> None:
+    if ending == "parquet":
+        pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    table, again = tmp_path / f"t.{ending}", tmp_path / "b.hilum"
+    text = text_of(capsys, "export", FULL, "-o", table)
+    assert f"{table}: 40 rows, " in text and PRIVACY in text
+    assert main(["export", FULL, "-o", str(table)]) == 1
+    assert "exists already" in capsys.readouterr().err
+    assert text_of(capsys, "export", FULL, "-o", table, "--overwrite", "--quiet") == ""
+    text = text_of(capsys, "import", table, "-o", again, "--keep-order")
+    assert f"{again}: 40 rows, 12 x i8 a row, 20 patients, " in text
+    with formats.open_container(FULL) as a, formats.open_container(again) as b:
+        assert a.features.tobytes() == b.features.tobytes()
+    text_of(capsys, "import", table, "-o", again, "--seed", 1, "--dtype", "f16")
+    assert "f16" in text_of(capsys, "inspect", again)
+
+
+def test_import_of_a_strangers_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "t.csv").write_text("label,patient,a,b\nx,p,1,2\ny,q,3,4\n")
+    assert main(["import", str(tmp_path / "t.csv"), "-o", str(tmp_path / "x.hilum")]) == 1
+    assert "Give a JSON file (--notes)" in capsys.readouterr().err
+    notes = {
+        "backbone": {"name": "other", "sha256": "ab" * 32},
+        "preprocessing": {"version": 1},
+    }
+    (tmp_path / "n.json").write_text(json.dumps(notes))
+    text = text_of(
+        capsys, "import", tmp_path / "t.csv", "-o", tmp_path / "x.hilum", "--notes",
+        tmp_path / "n.json",
+    )  # fmt: skip
+    assert "2 rows, 2 x f32 a row, 2 patients" in text
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["merge", FULL, "-o", "x"],
+        ["merge", FULL, PLAIN],
+        ["merge", FULL, PLAIN, "-o", "x", "--seed", "-1"],
+        ["merge", FULL, PLAIN, "-o", "x", "--dtype", "f64"],
+        ["subset", FULL, "-o", "x", "--split", "training"],
+        ["subset", FULL, "-o", "x", "--rows", "0:4:0"],
+        ["subset", FULL, "-o", "x", "--rows", "no such file"],
+        ["subset", FULL, "-o", "x", "--rows", "-3"],
+        ["withdraw", FULL, "-o", "x"],
+        ["withdraw", FULL, "--group", "1"],
+        ["withdraw", FULL, "--group", "1", "-o", "x", "--in-place"],
+        ["resplit", FULL, "-o", "x", "--fractions", "70,20"],
+        ["resplit", FULL, "-o", "x", "--fractions", "70,20,20"],
+        ["resplit", FULL, "-o", "x", "--fractions", "nan,20,20"],
+        ["resplit", FULL, "-o", "x", "--fractions", "120,-10,-10"],
+        ["export", FULL],
+        ["import", FULL],
+    ],
+)
+def test_wrong_use_of_the_newer_commands(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert "usage: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command", ["merge", "subset", "withdraw", "resplit", "export", "import", "sign", "keygen"]
+)
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([command, "--help"], ["--help"]):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments, prog="hilum")
+        assert caught.value.code == 0
+        out = capsys.readouterr().out
+        assert f"{'hilum ' if command in arguments else ''}{command}" in out
+        assert "python -m formats" not in out
+
+
+def test_verify_with_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("cryptography", reason="cryptography is not installed")
+    path = tmp_path / "a.hilum"
+    shutil.copy(FULL, path)
+    for name in ("site", "other"):
+        formats.make_key_pair(tmp_path / f"{name}.pem")
+    site, other = tmp_path / "site.pub.pem", tmp_path / "other.pub.pem"
+    assert main(["verify", str(path), "--key", str(site)]) == 1
+    assert "a.hilum" in capsys.readouterr().err
+    formats.sign_container(path, tmp_path / "site.pem")
+    assert "ok, 40 rows, 6.9 kB, signed by " in text_of(capsys, "verify", path, "--key", site)
+    assert "signed by" in text_of(capsys, "verify", path, "--key", other, "--key", site)
+    assert main(["verify", str(path), "--key", str(other)]) == 1
+    capsys.readouterr()
+    data = bytearray(path.read_bytes())
+    data[4100] ^= 1
+    path.write_bytes(data)
+    assert main(["verify", str(path), "--key", str(site)]) == 1
+    assert "rows 0 to" in capsys.readouterr().err

@@ -1,0 +1,361 @@
+"""What makes containers of containers on the command line: merge, subset, withdraw, resplit."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from formats._console import printable, progress_bar, size_text
+from formats._inspect_commands import describe_container, table_lines
+from formats.container import SPLITS, open_container
+from formats.editing import (
+    EditReport,
+    merge_containers,
+    resplit_container,
+    subset_container,
+    withdraw_rows,
+)
+
+__all__ = ["add_parsers", "add_quiet", "parse_seed"]
+
+_MERGE = """\
+Join containers of the same backbone, preprocessing and blocks into a new one.
+
+Classes and sources are joined by name; patients of different files are different ones, unless two
+files share an image (sample key); an image that comes twice is taken once; withdrawn rows stay
+behind. Rows and patients' numbers are shuffled.
+"""
+_MERGE_EXAMPLES = """\
+examples:
+  %(prog)s siteA.hilum siteB.hilum -o both.hilum
+  %(prog)s a.hilum b.hilum -o both.hilum --without-splits     then divide anew with resplit
+"""
+_SUBSET = """\
+Write the rows that fulfil every condition into a new container, their features bit for bit.
+"""
+_SUBSET_EXAMPLES = """\
+examples:
+  %(prog)s chest.hilum -o train.hilum --split train,valid
+  %(prog)s chest.hilum -o two.hilum --class normal,pneumonia --drop-classes
+  %(prog)s chest.hilum -o first.hilum --rows 0:1000
+"""
+_WITHDRAW = """\
+Let patients leave: all their rows become zero and are flagged, so that nothing uses them any more
+and the other rows keep their numbers; or, with --drop, are left out. A container made from the
+patient's images (engine.extract, same options) finds them without a list of who is who.
+
+Copies and backups of the old file still hold the rows, and so do heads trained with them.
+"""
+_WITHDRAW_EXAMPLES = """\
+examples:
+  %(prog)s chest.hilum --group 17 -o chest2.hilum
+  %(prog)s chest.hilum --matching patient.hilum --in-place
+  %(prog)s chest.hilum --rows 5,9 -o smaller.hilum --drop
+"""
+_RESPLIT = """\
+Divide the rows anew into train, valid and test: patients whole, every class shared out, the same
+for the same seed. Features, order and patients' numbers stay as they are.
+"""
+_RESPLIT_EXAMPLES = """\
+examples:
+  %(prog)s chest.hilum -o chest2.hilum                          70, 10 and 20 per cent
+  %(prog)s chest.hilum -o chest2.hilum --fractions 80,0,20 --seed 7
+"""
+
+
+def add_parsers(commands: Any) -> None:
+    """Add ``merge``, ``subset``, ``withdraw`` and ``resplit`` to the command line.
+
+    Parameters
+    ----------
+    commands : argparse sub-parsers
+        Each parser's default ``run`` takes the arguments and returns the exit code.
+    """
+    merge = _add(commands, "merge", "join containers into one", _MERGE, _MERGE_EXAMPLES)
+    merge.add_argument("files", nargs="+", metavar="FILE", help="two or more .hilum files")
+    _add_output(merge)
+    _add_seed(merge)
+    merge.add_argument("--keep-order", action="store_true", help="do not shuffle the rows")
+    merge.add_argument(
+        "--without-splits", action="store_true", help="leave the train/valid/test marks out"
+    )
+    merge.add_argument("--dtype", choices=("f16", "f32", "i8"), help="how to store the features")
+    merge.set_defaults(run=_merge, parser=merge)
+
+    subset = _add(commands, "subset", "write some of the rows", _SUBSET, _SUBSET_EXAMPLES)
+    subset.add_argument("file", metavar="FILE", help="a .hilum file")
+    _add_output(subset)
+    subset.add_argument(
+        "--split", type=_split_names, metavar="NAME,...", help=f"some of {', '.join(SPLITS)}"
+    )
+    subset.add_argument(
+        "--class",
+        dest="classes",
+        action="append",
+        metavar="NAME,...",
+        help="rows with one of these labels; may be given several times",
+    )
+    _add_rows(subset, "these rows: 0:100, 5,9,12 or a text file with one number a line")
+    subset.add_argument("--group", type=int, nargs="+", metavar="N", help="rows of these patients")
+    subset.add_argument(
+        "--source", dest="sources", action="append", metavar="NAME", help="rows of this source"
+    )
+    subset.add_argument(
+        "--drop-classes", action="store_true", help="forget the names of classes without rows"
+    )
+    _add_seed(subset)
+    subset.set_defaults(run=_subset, parser=subset)
+
+    withdraw = _add(commands, "withdraw", "let patients leave", _WITHDRAW, _WITHDRAW_EXAMPLES)
+    withdraw.add_argument("file", metavar="FILE", help="a .hilum file")
+    where = withdraw.add_mutually_exclusive_group(required=True)
+    where.add_argument("-o", "--output", metavar="OUT", help="the new .hilum file")
+    where.add_argument("--in-place", action="store_true", help="replace FILE when all is done")
+    withdraw.add_argument("--group", type=int, nargs="+", metavar="N", help="these patients")
+    _add_rows(withdraw, "the patients of these rows: 0:100, 5,9,12 or a file of numbers")
+    withdraw.add_argument(
+        "--matching", metavar="P.hilum", help="the patients whose images this container was made of"
+    )
+    withdraw.add_argument(
+        "--rows-only", action="store_true", help="just these rows, not all of the patients'"
+    )
+    withdraw.add_argument("--drop", action="store_true", help="leave the rows out")
+    add_quiet(withdraw)
+    withdraw.set_defaults(run=_withdraw, parser=withdraw)
+
+    resplit = _add(
+        commands, "resplit", "divide anew into train, valid, test", _RESPLIT, _RESPLIT_EXAMPLES
+    )
+    resplit.add_argument("file", metavar="FILE", help="a .hilum file")
+    _add_output(resplit)
+    resplit.add_argument(
+        "--fractions",
+        type=_fractions,
+        default=(0.7, 0.1, 0.2),
+        metavar="A,B,C",
+        help="shares of train, valid and test, together 100 (default 70,10,20)",
+    )
+    resplit.add_argument(
+        "--seed", type=parse_seed, default=0, metavar="N", help="of the division (default 0)"
+    )
+    resplit.set_defaults(run=_resplit, parser=resplit)
+
+
+def add_quiet(parser: argparse.ArgumentParser) -> None:
+    """Add ``--quiet`` to a command.
+
+    Parameters
+    ----------
+    parser : argparse.ArgumentParser
+        Of the command.
+    """
+    parser.add_argument(
+        "--quiet", action="store_true", help="no progress bar, and say only what is wrong"
+    )
+
+
+def parse_seed(text: str) -> int:
+    """Read a seed from the command line.
+
+    Parameters
+    ----------
+    text : str
+        What was typed.
+
+    Returns
+    -------
+    int
+        0 or more.
+
+    Raises
+    ------
+    argparse.ArgumentTypeError
+        Not a whole number, or negative.
+    """
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
+    return int(text)
+
+
+def _add(
+    commands: Any, name: str, short: str, description: str, examples: str
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=short,
+        description=description,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    return parser
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-o", "--output", required=True, metavar="OUT", help="the new .hilum file")
+    add_quiet(parser)
+
+
+def _add_seed(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--seed",
+        type=parse_seed,
+        metavar="N",
+        help="of the random order, for a result that comes out the same again",
+    )
+
+
+def _add_rows(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument("--rows", type=_rows, metavar="ROWS", help=text)
+
+
+def _split_names(text: str) -> list[str]:
+    names = text.split(",")
+    for name in names:
+        if name not in SPLITS:
+            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(SPLITS)}")
+    return names
+
+
+def _rows(text: str) -> slice | list[int]:
+    if re.fullmatch(r"\d*:\d*(:\d+)?", text):
+        numbers = [int(number) if number else None for number in text.split(":")]
+        if numbers[2:] == [0]:
+            raise argparse.ArgumentTypeError(f"{text!r} has the step 0")
+        return slice(*numbers)
+    if re.fullmatch(r"\d+(,\d+)*", text):
+        return [int(number) for number in text.split(",")]
+    try:
+        lines = Path(text).read_text(encoding="utf-8").split()
+    except (OSError, ValueError):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither rows such as 0:100 or 5,9,12 nor a text file that can be read"
+        ) from None
+    for line in lines:
+        if not line.isascii() or not line.isdigit():
+            raise argparse.ArgumentTypeError(f"{text}: found {line[:40]!r}, expected row numbers")
+    return [int(line) for line in lines]
+
+
+def _fractions(text: str) -> tuple[float, ...]:
+    try:
+        shares = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        shares = ()
+    total = sum(shares)
+    whole = 100 if total > 1.5 else 1
+    if len(shares) != 3 or min(shares) < 0 or not abs(total - whole) <= 1e-6 * whole:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not three shares (train, valid, test) that together are 100"
+        )
+    return tuple(share / total for share in shares)
+
+
+def _class_names(file: str, given: list[str] | None) -> list[str] | None:
+    """Read ``--class``: a name that holds a comma is one name if the container has it."""
+    if given is None:
+        return None
+    with open_container(file) as container:
+        known = container.classes
+    return [name for text in given for name in ([text] if text in known else text.split(","))]
+
+
+# ---- run ---------------------------------------------------------------------------------------
+
+
+def _merge(given: argparse.Namespace) -> int:
+    if len(given.files) < 2:
+        given.parser.error("name two or more files to merge")
+    with progress_bar("merge", quiet=given.quiet) as advance:
+        report = merge_containers(
+            given.files,
+            given.output,
+            seed=given.seed,
+            keep_order=given.keep_order,
+            dtype=given.dtype,
+            without_splits=given.without_splits,
+            progress=advance,
+        )
+    counts = report.counts
+    said = [
+        (counts["duplicates"], "duplicate rows left out"),
+        (counts["withdrawn"], "withdrawn rows left out"),
+        (counts.get("joined_patients", 0), "patients recognised as others by their images"),
+    ]
+    return _tell(report, given.quiet, said)
+
+
+def _subset(given: argparse.Namespace) -> int:
+    with progress_bar("subset", quiet=given.quiet) as advance:
+        report = subset_container(
+            given.file,
+            given.output,
+            split=given.split,
+            classes=_class_names(given.file, given.classes),
+            rows=given.rows,
+            groups=given.group,
+            sources=given.sources,
+            drop_classes=given.drop_classes,
+            seed=given.seed,
+            progress=advance,
+        )
+    counts = report.counts
+    said = [(counts["left_out"], "rows left out"), (counts["withdrawn"], "of them withdrawn")]
+    return _tell(report, given.quiet, said)
+
+
+def _withdraw(given: argparse.Namespace) -> int:
+    if given.group is None and given.rows is None and given.matching is None:
+        given.parser.error("say who leaves: --group, --rows or --matching")
+    with progress_bar("withdraw", quiet=given.quiet) as advance:
+        report = withdraw_rows(
+            given.file,
+            None if given.in_place else given.output,
+            groups=given.group,
+            rows=given.rows,
+            matching=given.matching,
+            rows_only=given.rows_only,
+            drop=given.drop,
+            progress=advance,
+        )
+    counts = report.counts
+    said = [
+        (counts["rows"], "rows withdrawn"),
+        (counts.get("patients", 0), "patients"),
+        (counts["earlier"], "rows were withdrawn before"),
+    ]
+    code = _tell(report, given.quiet, said)
+    if not given.quiet:
+        print("Copies and backups of the old file still hold these rows.")
+    return code
+
+
+def _resplit(given: argparse.Namespace) -> int:
+    with progress_bar("resplit", quiet=given.quiet) as advance:
+        report = resplit_container(
+            given.file, given.output, fractions=given.fractions, seed=given.seed, progress=advance
+        )
+    code = _tell(report, given.quiet, [])
+    if not given.quiet:
+        with open_container(report.path) as container:
+            for line in table_lines(describe_container(container)):
+                print(printable(line))
+    return code
+
+
+def _tell(report: EditReport, quiet: bool, said: list[tuple[int, str]]) -> int:
+    for remark in report.remarks:
+        warning = remark.startswith("warning: ")
+        if warning or not quiet:
+            print(printable(remark if warning else f"note: {remark}"), file=sys.stderr)
+    if not quiet:
+        with open_container(report.path) as container:
+            facts = [f"{report.n_rows} rows"]
+            if container.n_groups is not None:
+                facts.append(f"{container.n_groups} patients")
+            facts.append(size_text(container.size_bytes))
+        more = "; ".join(f"{what}: {count}" for count, what in said if count)
+        print(f"{report.path}: {', '.join(facts)}{f' ({more})' if more else ''}")
+    return 0
