@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -276,10 +277,24 @@ def test_where_mapping_is_refused_rows_are_read(tmp_path):
     assert done.stdout.strip() == "fell back", done.stderr
 
 
-def test_readme_shows_the_example_that_ctest_runs():
+@pytest.mark.parametrize(("name", "language"), [("example.c", "c"), ("Example.cs", "cs")])
+def test_readme_shows_the_example_that_ctest_runs(name, language):
     native = Path(__file__).parents[1] / "native"
-    example = (native / "tests" / "example.c").read_text(encoding="utf-8")
-    assert f"```c\n{example}```" in (native / "README.md").read_text(encoding="utf-8")
+    example = (native / "tests" / name).read_text(encoding="utf-8")
+    assert f"```{language}\n{example}```" in (native / "README.md").read_text(encoding="utf-8")
+
+
+def test_c_sharp_example_reads_the_header_where_it_is(repository):
+    """The one layout that no compiler compares with the header: its numbers are typed there."""
+    text = (repository / "native" / "tests" / "Example.cs").read_text(encoding="utf-8")
+    found = dict(re.findall(r"\[FieldOffset\((\d+)\)\] public \w+ (\w+);", text))
+    names = {"NRows": "n_rows", "Dim": "dim", "Dtype": "dtype", "NColumns": "n_columns"}
+    assert {name: int(offset) for offset, name in found.items()} == {
+        name: HEADER_LAYOUT[field][0] for name, field in names.items()
+    }
+    assert f"ColumnsOffset = {HEADER_LAYOUT['columns'][0]}, ColumnBytes = 64" in text
+    assert f"AbiVersion = {lib.HILUM_ABI_VERSION}" in text
+    assert ffi.sizeof("hilum_error") == 4 + 4 + 3 * 8 + 32  # as Error is laid out in a row
 
 
 def test_import_is_light():

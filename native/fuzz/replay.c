@@ -1,4 +1,5 @@
-/* A main for compilers without libFuzzer: gives files to the target, and mutants of them.
+/* A main for compilers without libFuzzer: gives files to the target, and mutants of them. It does
+ * not learn which mutants reach new code; half of them come from the fuzzer's own mutator.
  *
  *     open_fuzz [-m MUTANTS] FILE...
  */
@@ -7,15 +8,15 @@
 #include <stdlib.h>
 #include <string.h>
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+#include "splitmix64.h"
 
-/* splitmix64 (Steele, Lea, Flood 2014): the same mutants every time. */
-static uint64_t draw(uint64_t *state) {
-  uint64_t z = (*state += 0x9E3779B97F4A7C15u);
-  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
-  z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
-  return z ^ (z >> 31);
-}
+int LLVMFuzzerInitialize(int *argc, char ***argv);
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t max_size, unsigned int seed);
+size_t LLVMFuzzerMutate(uint8_t *data, size_t size, size_t max_size);
+
+/* libFuzzer's default for containers. */
+enum { MOST_BYTES = 16384 };
 
 static uint8_t *read_file(const char *path, size_t *size) {
   FILE *stream = fopen(path, "rb");
@@ -44,6 +45,14 @@ static void mutate(uint8_t *bytes, size_t size, uint64_t *state) {
   }
 }
 
+/* What libFuzzer would offer the mutator. */
+size_t LLVMFuzzerMutate(uint8_t *data, size_t size, size_t max_size) {
+  static uint64_t state = 2;
+  (void)max_size;
+  if (size > 0) mutate(data, size, &state);
+  return size;
+}
+
 int main(int argc, char **argv) {
   unsigned long n_mutants = 0;
   int first = 1;
@@ -55,6 +64,7 @@ int main(int argc, char **argv) {
     fprintf(stderr, "usage: open_fuzz [-m MUTANTS] FILE...\n");
     return 2;
   }
+  if (LLVMFuzzerInitialize(&argc, &argv) != 0) return 1;
   uint64_t state = 1;
   for (int i = first; i < argc; i++) {
     size_t size = 0;
@@ -64,11 +74,18 @@ int main(int argc, char **argv) {
       return 1;
     }
     LLVMFuzzerTestOneInput(bytes, size);
-    uint8_t *mutant = malloc(size + 1);
+    const size_t room = size > MOST_BYTES ? size : MOST_BYTES;
+    uint8_t *mutant = malloc(room);
     for (unsigned long n = 0; mutant != NULL && size > 0 && n < n_mutants; n++) {
       memcpy(mutant, bytes, size);
-      mutate(mutant, size, &state);
-      LLVMFuzzerTestOneInput(mutant, draw(&state) % 16 == 0 ? (size_t)(draw(&state) % size) : size);
+      size_t mutant_size = size;
+      if (n % 2 == 0) {
+        mutant_size = LLVMFuzzerCustomMutator(mutant, size, room, (unsigned)draw(&state));
+      } else {
+        mutate(mutant, size, &state);
+        if (draw(&state) % 16 == 0) mutant_size = (size_t)(draw(&state) % size);
+      }
+      LLVMFuzzerTestOneInput(mutant, mutant_size);
     }
     free(mutant);
     free(bytes);

@@ -21,8 +21,12 @@ int hilum_file_open(const char *path, hilum_file *file, uint64_t *n_bytes, hilum
   wchar_t *wide = malloc((size_t)n_units * sizeof *wide);
   if (wide == NULL) return hilum_fail(error, HILUM_ERR_MEMORY, "path", 0, 0, 0);
   (void)MultiByteToWideChar(CP_UTF8, MB_ERR_INVALID_CHARS, path, -1, wide, n_units);
+  /* Nobody may write while it is open, so nobody can cut it. A path may name a pipe, whose server
+   * may know us but must not act in our name. */
+  const DWORD flags =
+      FILE_ATTRIBUTE_NORMAL | SECURITY_SQOS_PRESENT | SECURITY_IDENTIFICATION;
   HANDLE handle = CreateFileW(wide, GENERIC_READ, FILE_SHARE_READ | FILE_SHARE_DELETE, NULL,
-                              OPEN_EXISTING, FILE_ATTRIBUTE_NORMAL, NULL);
+                              OPEN_EXISTING, flags, NULL);
   DWORD reason = GetLastError();
   free(wide);
   if (handle == INVALID_HANDLE_VALUE) {
