@@ -61,6 +61,12 @@ _URL = re.compile(r"https?://[^\s/@?#]+\.[^\s@?#]+")
 # ---- JSON --------------------------------------------------------------------------------------
 
 
+# made once, as the decoder below: making them takes as long as the notes of most containers
+_ENCODER = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+)
+
+
 def canonical_json(value: Any) -> bytes:
     """Serialise so that equal values give equal bytes (sorted keys, no blanks, UTF-8).
 
@@ -80,10 +86,7 @@ def canonical_json(value: Any) -> bytes:
         Something JSON does not have, such as NaN, or text that UTF-8 does not have.
     """
     try:
-        text = json.dumps(
-            value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-        )
-        return text.encode("utf-8")
+        return _ENCODER.encode(value).encode("utf-8")
     except (TypeError, ValueError, RecursionError) as exc:
         raise NotesError(
             "", f"cannot be written as JSON: {exc}. Give plain finite values."
@@ -112,13 +115,7 @@ def parse_json(data: bytes) -> Any:
     if len(data) > MAX_BYTES:
         raise NotesError("", f"{len(data)} bytes, at most {MAX_BYTES} are allowed.")
     try:
-        value = json.loads(
-            data.decode("utf-8"),
-            object_pairs_hook=_refuse_duplicates,
-            parse_constant=_refuse_constant,
-            parse_float=_finite,
-            parse_int=_bounded,
-        )
+        value = _DECODER.decode(data.decode("utf-8"))
     except RecursionError:
         raise NotesError("", f"nested deeper than {MAX_DEPTH} levels.") from None
     except NotesError:
@@ -159,21 +156,35 @@ def _bounded(text: str) -> int:
     return number
 
 
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_refuse_duplicates,
+    parse_constant=_refuse_constant,
+    parse_float=_finite,
+    parse_int=_bounded,
+)
+
+
 def _check_depth_and_text(value: Any) -> None:
-    stack: list[tuple[Any, int]] = [(value, 1)]
-    while stack:
-        item, depth = stack.pop()
-        if isinstance(item, str):
-            _require_unicode(item)
-        elif isinstance(item, dict | list):
-            if depth > MAX_DEPTH:
-                raise NotesError("", f"nested deeper than {MAX_DEPTH} levels.")
-            if isinstance(item, dict):
-                for key in item:
+    # level by level, and of a level only what holds more: 1 MiB of "[]," is 350,000 lists
+    level: list[Any] = [[value]]
+    depth = 0
+    while level:
+        if depth > MAX_DEPTH:
+            raise NotesError("", f"nested deeper than {MAX_DEPTH} levels.")
+        inner: list[Any] = []
+        for outer in level:
+            children: Any = outer
+            if isinstance(outer, dict):
+                for key in outer:
                     _require_unicode(key)
-                stack.extend((child, depth + 1) for child in item.values())
-            else:
-                stack.extend((child, depth + 1) for child in item)
+                children = outer.values()
+            for child in children:
+                if isinstance(child, str):
+                    _require_unicode(child)
+                elif isinstance(child, dict | list):
+                    inner.append(child)
+        level = inner
+        depth += 1
 
 
 def _require_unicode(text: str) -> None:

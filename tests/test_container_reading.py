@@ -160,40 +160,6 @@ def test_truncation_at_every_byte_is_refused(tmp_path: Path, mode: str) -> None:
             formats.open_container(path, mode)
 
 
-def test_every_flipped_bit_of_the_header_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "flip.hilum"
-    data = bytearray((GOLDEN / "valid" / "f16_groups.hilum").read_bytes())
-    path.write_bytes(data)
-    with path.open("r+b", buffering=0) as file:
-        # all bits of what carries meaning, one bit of each zero byte; the C tests flip them all
-        for byte in range(4096):
-            meaning = data[byte] != 0 or byte < 240
-            for bit in range(8) if meaning else (byte % 8,):
-                file.seek(byte)
-                file.write(bytes([data[byte] ^ 1 << bit]))
-                with pytest.raises(formats.ContainerError):
-                    formats.open_container(path)
-            file.seek(byte)
-            file.write(bytes([data[byte]]))
-    formats.open_container(path).verify()
-
-
-@pytest.mark.parametrize("name", ["f16_groups.hilum", "i8_every_column.hilum"])
-def test_every_flipped_byte_of_the_body_is_found(tmp_path: Path, name: str) -> None:
-    path = tmp_path / "flip.hilum"
-    data = (GOLDEN / "valid" / name).read_bytes()
-    path.write_bytes(data)
-    with path.open("r+b", buffering=0) as file:
-        for byte in range(4096, len(data)):
-            file.seek(byte)
-            file.write(bytes([data[byte] ^ 0x10]))
-            with pytest.raises(formats.Corrupt):
-                open_and_verify(path)
-            file.seek(byte)
-            file.write(data[byte : byte + 1])
-    open_and_verify(path)
-
-
 def test_verify_says_which_rows_are_damaged() -> None:
     path = GOLDEN / "corrupt" / "feature_bit_in_second_chunk.hilum"
     with pytest.raises(formats.Corrupt, match="rows 1024 to 1029"):
@@ -217,17 +183,6 @@ def test_verify_notices_that_the_file_was_replaced(tmp_path: Path) -> None:
         container.verify()
     path.unlink()
     with pytest.raises(formats.ContainerError, match="cannot be read any more"):
-        container.verify()
-
-
-def test_file_cut_after_opening_raises_in_read_mode(tmp_path: Path) -> None:
-    path = tmp_path / "x.hilum"
-    write_small(path, n_rows=3000, dim=64)
-    container = formats.open_container(path, "read")
-    os.truncate(path, 8192)
-    with pytest.raises(formats.ContainerError, match=r"x\.hilum"):
-        container.read_rows([2999])
-    with pytest.raises(formats.ContainerError):
         container.verify()
 
 
@@ -291,6 +246,7 @@ def test_unreadable_file(tmp_path: Path) -> None:
     code = (
         "import os, sys\n"
         "import formats\n"
+        "formats.open_container, formats.ContainerError\n"  # loaded while they may be read
         "if os.getuid() == 0: os.setuid(65534)\n"
         "try: formats.open_container(sys.argv[1])\n"
         "except formats.ContainerError as exc: print(exc)\n"

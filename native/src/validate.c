@@ -362,10 +362,15 @@ int hilum_check_header(const hilum_header *header, uint64_t n_bytes, hilum_error
 
 /* ---- values ---------------------------------------------------------------------------- */
 
-/* One loop for each element type: the first value not below the limit is reported. */
+/* One function for each element type. The largest value alone is sought first, in a loop without a
+ * branch that compilers turn into vector instructions; only a column that breaks the rule is gone
+ * through again, for the first value not below the limit. */
 #define DEFINE_CHECK_BELOW(function, element)                                             \
   static int function(const hilum_column *column, const element *values, uint64_t n,      \
                       hilum_error *error) {                                               \
+    element largest = 0;                                                                  \
+    for (uint64_t i = 0; i < n; i++) largest = values[i] > largest ? values[i] : largest;  \
+    if (largest < column->n_values) return HILUM_OK;                                      \
     for (uint64_t i = 0; i < n; i++) {                                                    \
       if (values[i] >= column->n_values) {                                                \
         return hilum_fail(error, HILUM_ERR_VALUE, column->name,                           \
@@ -415,21 +420,35 @@ int hilum_check_groups(const hilum_header *header, void *const *columns, hilum_e
   if (group == NULL || split == NULL) return HILUM_OK; /* check_group_flag refused it before */
   const uint32_t *groups = columns[group_index];
   const uint8_t *splits = columns[split_index];
-  /* The split each group was first seen in; n_values <= n_rows <= bytes of features. */
+  /* A bit for each split the group has rows in; n_values <= n_rows <= bytes of features. */
   uint8_t *seen = calloc(group->n_values, 1);
   if (seen == NULL) {
     return hilum_fail(error, HILUM_ERR_MEMORY, group->name, 0, 0, group->n_values);
   }
-  int status = HILUM_OK;
+  /* Rows come in random order, so a branch on what was seen would be guessed wrong half the time:
+   * 3 times slower. Both columns were compared with their n_values before, 4 for splits. */
   for (uint64_t row = 0; row < header->n_rows; row++) {
-    if (splits[row] == HILUM_SPLIT_NONE) continue;
-    uint8_t *first = &seen[groups[row]];
-    if (*first == HILUM_SPLIT_NONE) {
-      *first = splits[row];
-    } else if (*first != splits[row]) {
-      status = hilum_fail(error, HILUM_ERR_GROUP_SPLIT, split->name, split->offset + row,
-                          splits[row], *first);
-      break;
+    seen[groups[row]] |= (uint8_t)(1u << (splits[row] & 3u));
+  }
+  const uint8_t marked = 1u << HILUM_SPLIT_TRAIN | 1u << HILUM_SPLIT_VALID | 1u << HILUM_SPLIT_TEST;
+  bool clean = true;
+  for (uint32_t i = 0; i < group->n_values; i++) {
+    const uint8_t in = seen[i] & marked;
+    clean &= (in & (in - 1)) == 0;
+  }
+  int status = HILUM_OK;
+  if (!clean) { /* once more, for the first row that breaks the promise */
+    memset(seen, HILUM_SPLIT_NONE, group->n_values);
+    for (uint64_t row = 0; row < header->n_rows; row++) {
+      if (splits[row] == HILUM_SPLIT_NONE) continue;
+      uint8_t *first = &seen[groups[row]];
+      if (*first == HILUM_SPLIT_NONE) {
+        *first = splits[row];
+      } else if (*first != splits[row]) {
+        status = hilum_fail(error, HILUM_ERR_GROUP_SPLIT, split->name, split->offset + row,
+                            splits[row], *first);
+        break;
+      }
     }
   }
   free(seen);
