@@ -172,8 +172,8 @@ MEANINGS: dict[int, Meaning] = {
     ),
     lib.HILUM_ERR_NOT_FINITE: Meaning(
         Corrupt,
-        "a feature or scale at byte {offset} is not a finite number, though the file promises "
-        "that all are",
+        "the feature or scale at byte {offset} is not finite, or a scale so large that features "
+        "are not, though the file promises that all are",
         _WRITER_AT_FAULT,
     ),
 }

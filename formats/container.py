@@ -106,6 +106,8 @@ class Container:
     ----------
     path : Path
         The file.
+    mode : {"mmap", "read"}
+        As it was opened.
     n_rows, dim : int
         Number of feature vectors, and their length.
     dtype : {"f32", "f16", "i8"}
@@ -145,7 +147,7 @@ class Container:
         if mode not in _MODES:
             raise ValueError(f"mode is {mode!r}, expected one of {', '.join(map(repr, _MODES))}")
         self.path = Path(path)
-        self._mode = mode
+        self.mode = mode
         raw = os.fsencode(path)
         if b"\0" in raw:
             raise ContainerError(self.path, "the path holds a NUL character. Check it.")
@@ -179,7 +181,7 @@ class Container:
 
         columns: dict[str, NDArray[Any]] = {}
         self._by_role: dict[int, NDArray[Any]] = {}
-        label = None
+        label = source = None
         for i in range(header.n_columns):
             descriptor = header.columns[i]
             element = COLUMN_TYPES[descriptor.type]
@@ -194,12 +196,15 @@ class Container:
                 self.n_groups = int(descriptor.n_values)
             elif descriptor.role == lib.HILUM_ROLE_LABEL:
                 label = descriptor
+            elif descriptor.role == lib.HILUM_ROLE_SOURCE:
+                source = descriptor
         self._columns: Mapping[str, NDArray[Any]] = MappingProxyType(columns)
 
-        self._read_notes(bytes(ffi.buffer(lib.hilum_notes(handle), header.notes.length)), label)
+        raw_notes = bytes(ffi.buffer(lib.hilum_notes(handle), header.notes.length))
+        self._read_notes(raw_notes, label, source)
         self._handle = handle
 
-    def _read_notes(self, data: bytes, label: Any) -> None:
+    def _read_notes(self, data: bytes, label: Any, source: Any) -> None:
         try:
             self.notes: dict[str, Any] = parse_json(data)
             validate_notes(self.notes, dim=self.dim, reading=True)
@@ -222,6 +227,9 @@ class Container:
             self._agree("multilabel", self.multilabel, multilabel)
             n_classes = label.width if multilabel else label.n_values
             self._agree("the number of classes", len(self.classes), int(n_classes))
+        if source is not None:
+            n_sources = len(self.sources_names)
+            self._agree("the number of sources", n_sources, int(source.n_values))
 
     def _agree(self, what: str, notes_say: object, file_says: object) -> None:
         if notes_say != file_says:
@@ -263,7 +271,7 @@ class Container:
 
     def __reduce__(self) -> tuple[Any, tuple[str, str]]:
         """Pickle as path and mode: a worker process opens the file itself."""
-        return open_container, (os.fspath(self.path), self._mode)
+        return open_container, (os.fspath(self.path), self.mode)
 
     def __len__(self) -> int:
         return self.n_rows

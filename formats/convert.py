@@ -104,6 +104,12 @@ def export_container(
     with open_verified([path], progress) as (opened, meter):
         source = opened[0]
         notes = copy_notes(source, remarks)
+        if source.scales is not None and not np.isfinite(source.scales).all():
+            raise ContainerError(
+                source.path,
+                "has scales that are not finite, so the features of its int8 elements are no "
+                "numbers. Extract it again.",
+            )
 
         def pieces() -> Iterator[NDArray[Any]]:
             for piece in iter_pieces(source.n_rows, source.dim):

@@ -1084,6 +1084,9 @@ class ContainerWriter:
         scales = (self._largest / np.float32(127)).astype("<f4")
         # all zero, or so small that the step is below the least float32
         scales[scales == 0] = 1
+        with np.errstate(over="ignore"):  # the quotient of a huge one may have been rounded up
+            too_large = np.isinf(scales * np.float32(127))
+        scales = np.where(too_large, np.nextafter(scales, np.float32(0)), scales)
         for first in range(0, self.n_rows, CHUNK_ROWS):
             rows = np.empty((min(CHUNK_ROWS, self.n_rows - first), self.dim), "<f4")
             data = rows.data.cast("B")
@@ -1278,8 +1281,12 @@ def _scales(given: npt.ArrayLike, dim: int, dtype: str) -> NDArray[np.float32]:
     scales = np.array(given, "<f4")
     if dtype != "i8":
         raise ValueError(f"scales are given, but dtype is {dtype!r}; only i8 has scales")
-    if scales.shape != (dim,) or not np.isfinite(scales).all():
-        raise ValueError(f"scales have shape {scales.shape}, expected {dim} finite numbers")
+    with np.errstate(over="ignore", invalid="ignore"):
+        finite = np.isfinite(scales * np.float32(127)).all()
+    if scales.shape != (dim,) or not finite:
+        raise ValueError(
+            f"scales have shape {scales.shape}, expected {dim} numbers of which 127 times are finite"
+        )
     return scales
 
 

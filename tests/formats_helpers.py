@@ -34,6 +34,8 @@ def load_maker() -> ModuleType:
 
 
 maker = load_maker()
+# those of the valid files that Hilum's writer writes, and would write again from their contents
+WRITTEN = [name for name in VALID if Path(name).stem not in maker.ASSEMBLED]
 
 
 def notes_of(dim: int, classes: tuple[str, ...] = ("normal", "pneumonia"), **more: Any) -> dict:

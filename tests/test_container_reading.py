@@ -14,7 +14,7 @@ from formats_helpers import (
     GOLDEN,
     MANIFEST,
     STATUS_NAMES,
-    VALID,
+    WRITTEN,
     maker,
     run_python,
     write_small,
@@ -53,7 +53,7 @@ def test_manifest_holds_the_digests_of_the_files() -> None:
 
 
 @pytest.mark.parametrize("mode", ["mmap", "read"])
-@pytest.mark.parametrize("name", VALID)
+@pytest.mark.parametrize("name", WRITTEN)
 def test_valid_golden_file_reads_back(name: str, mode: str) -> None:
     with formats.open_container(GOLDEN / "valid" / name, mode) as c:
         expected = maker.make_features(c.n_rows, c.dim)

@@ -121,7 +121,8 @@ def test_round_trip(tmp_path: Path, data: st.DataObject) -> None:
 
 def test_i8_of_zeros_tiny_and_huge_features(tmp_path: Path) -> None:
     path = tmp_path / "x.hilum"
-    features = np.array([[0, 1e-44, 3e38, -5], [0, -1e-44, -3e38, 5]], np.float32)
+    huge = 3.4028235e38  # the largest: 127 steps of the 127th part of it, rounded, are more
+    features = np.array([[0, 1e-44, huge, -5], [0, -1e-44, -3e38, 5]], np.float32)
     formats.write_container(path, features, NOTES, dtype="i8")
     with formats.open_container(path) as c:
         assert c.features[:, 0].tolist() == [0, 0]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from formats_helpers import GOLDEN, VALID, notes_of, run_python
+from formats_helpers import GOLDEN, WRITTEN, notes_of, run_python
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -53,7 +53,7 @@ def same_contents(left: Path, right: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-@pytest.mark.parametrize("name", VALID)
+@pytest.mark.parametrize("name", WRITTEN)
 def test_there_and_back_changes_nothing(tmp_path: Path, name: str, ending: str) -> None:
     needs(ending)
     source = GOLDEN / "valid" / name
@@ -752,3 +752,11 @@ def test_memory_holds_pieces_only(tmp_path: Path, ending: str) -> None:
     # 78 MiB of features
     assert (tmp_path / f"t.{ending}").stat().st_size < 90 << 20
     assert int(result.stdout) < (70 if ending == "parquet" else 40), result.stdout
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".npz", ".safetensors"])
+def test_scales_that_are_no_numbers_are_not_exported(tmp_path: Path, suffix: str) -> None:
+    path = GOLDEN / "valid" / "i8_not_finite.hilum"
+    with pytest.raises(ContainerError, match="scales that are not finite"):
+        formats.export_container(path, tmp_path / f"x{suffix}")
+    assert list(tmp_path.iterdir()) == []

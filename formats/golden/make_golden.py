@@ -4,6 +4,8 @@
 ``manifest.json``; without FOLDER beside this script. The same bytes come out on every machine: no
 random numbers, no clock. Files of a released version are frozen: add new ones, never change one.
 The features are arithmetic, made from no image.
+
+What Hilum's writer does not write, but version 1 allows, is put together here by `assemble`.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,40 @@ import numpy as np
 from numpy.typing import NDArray
 
 from formats._library import HEADER_DTYPE, crc32c, lib
+from formats._status import MAGIC
 from formats.container import CHUNK_ROWS, open_container
 from formats.notes import canonical_json, preprocessing_digest
 from formats.writer import write_container
 
 PREPROCESSING = {"version": 1, "height": 224, "width": 224, "fit": "stretch", "filter": "area"}
+# every kind of value a setting may have; the writer's canonical JSON of it is hashed
+SETTINGS = {
+    "version": 2,
+    "mean": [0.485, 0.456, 0.406],
+    "gamma": 1.0,
+    "epsilon": 1e-05,
+    "least": -0.0,
+    "most": 1_000_000,
+    "invert": False,
+    "crop": None,
+    "steps": ["area", True, None, -3],
+    "masks": [],
+}
 BACKBONE_DIGEST = hashlib.sha256(b"golden backbone").hexdigest()
+ASSEMBLED = frozenset(
+    {
+        "f16_extremes",
+        "f16_not_finite",
+        "f32_32_columns",
+        "f32_extremes",
+        "f32_not_finite",
+        "i8_extremes",
+        "i8_not_finite",
+        "later_minor",
+        "notes_written_elsewhere",
+    }
+)
+"""Valid files that Hilum's writer would not write, by the name before ``.hilum``."""
 
 
 def make_features(n_rows: int, dim: int) -> NDArray[np.float32]:
@@ -35,17 +65,18 @@ def make_features(n_rows: int, dim: int) -> NDArray[np.float32]:
 
 
 def make_notes(dim: int, classes: list[str], *, multilabel: bool, **more: Any) -> dict[str, Any]:
-    """Return notes of two blocks that cover ``dim`` features."""
+    """Return notes of two blocks that cover ``dim`` features, or of one for a single feature."""
     half = dim // 2
+    blocks = [
+        {"tap": "block4", "pooling": "mean", "offset": 0, "width": half},
+        {"tap": "final", "pooling": "max", "offset": half, "width": dim - half},
+    ]
     return {
         "classes": classes,
         "multilabel": multilabel,
         "backbone": {"name": "golden", "sha256": BACKBONE_DIGEST},
         "preprocessing": PREPROCESSING,
-        "blocks": [
-            {"tap": "block4", "pooling": "mean", "offset": 0, "width": half},
-            {"tap": "final", "pooling": "max", "offset": half, "width": dim - half},
-        ],
+        "blocks": [block for block in blocks if block["width"]],
         **more,
     }
 
@@ -69,7 +100,7 @@ def make_columns(n_rows: int) -> dict[str, NDArray[Any]]:
 
 
 def write_valid(folder: Path) -> None:
-    """Write one container for each dtype and mix of columns."""
+    """Write one container for each dtype and mix of columns, and the edges of what is allowed."""
     folder.mkdir(parents=True, exist_ok=True)
     three = ["normal", "bacterial", "viral"]
     findings = ["effusion", "nodule"]
@@ -102,6 +133,7 @@ def write_valid(folder: Path) -> None:
         ("i8_every_column", "i8", 40, 12, three, make_columns(40), full_notes),
         ("i8_multi_label", "i8", 24, 6, findings, {"label": multi}, {}),
         ("i8_two_chunks", "i8", 1024 + 1, 2, [], {}, {}),
+        *_more_mixes(),
     ]
     for name, dtype, n_rows, dim, classes, columns, more in cases:
         write_container(
@@ -113,15 +145,230 @@ def write_valid(folder: Path) -> None:
             dtype=dtype,
             columns=columns,
             group_order="given",
-            _uuid=hashlib.sha256(name.encode()).digest()[:16],
+            _uuid=_uuid(name),
         )
+    assembled = dict((*_edges_of_numbers(), *_later_minor(), *_foreign_notes()))
+    assert assembled.keys() == ASSEMBLED
+    for name, data in assembled.items():
+        (folder / f"{name}.hilum").write_bytes(data)
+
+
+def _uuid(name: str) -> bytes:
+    return hashlib.sha256(name.encode()).digest()[:16]
+
+
+def _more_mixes() -> Iterator[tuple[str, str, int, int, list[str], dict[str, Any], dict[str, Any]]]:
+    """Yield name, dtype, rows, dim, classes, columns and notes of more files for the writer."""
+    three = ["normal", "bacterial", "viral"]
+    named = ["Pneumonie (bakteriell)", "肺炎", "плеврит"]
+
+    def columns(n_rows: int, *names: str) -> dict[str, Any]:
+        return {k: v for k, v in make_columns(n_rows).items() if not names or k in names}
+
+    rich = {
+        "sources": ["unbekannt", "Gerät β"],
+        "preprocessing": SETTINGS,
+        "head": {"kind": "mlp", "hidden": 16},
+        "derived_from": [_uuid(f"parent {i}").hex() for i in range(3)],
+        "probes": {"ramp": [0, 0.25, -1.5e-07], "constant": [1]},
+        "about": {"title": "Every column as f16, and every note: ½ ≤ “x” < 😀"},
+    }
+    sources = {"sources": ["unknown", "site-a"]}
+    groups = ("label", "split", "group")
+    multi = (np.arange(24)[:, None] * 5 + np.arange(6)) % 4 - 2
+    grouped = {**columns(24, "split", "group"), "label": multi}
+    six = ["effusion", "nodule", "mass", "fibrosis", "edema", "hernia"]
+    single = {"label": np.arange(1024)[:, None] % 4 - 2}
+    yield "f16_every_column", "f16", 24, 2, named, columns(24), rich
+    yield "f32_every_column", "f32", 24, 2, three, columns(24), sources
+    yield "f16_one_row", "f16", 1, 3, three, columns(1), sources
+    yield "f16_one_feature", "f16", 40, 1, three, columns(40, *groups), {}
+    yield "f32_two_chunks_groups", "f32", 1026, 1, three, columns(1026, *groups), {}
+    yield "f16_two_full_chunks", "f16", 2048, 1, [], {}, {}
+    yield "f16_three_chunks", "f16", 2049, 1, [], {}, {}
+    yield "i8_one_full_chunk_of_one_finding", "i8", 1024, 1, ["effusion"], single, {}
+    yield "i8_multi_label_groups", "i8", 24, 4, six, grouped, {}
+    yield "f32_only_sample_key", "f32", 5, 2, [], columns(5, "sample_key"), {}
+    yield "f16_only_source_and_view", "f16", 5, 2, [], columns(5, "source", "view"), sources
+    yield "i8_only_age", "i8", 12, 2, ["unused", "too"], columns(12, "age"), {}
+
+
+def _edges_of_numbers() -> Iterator[tuple[str, bytes]]:
+    """Yield what the three dtypes can hold at their edges, and files that promise nothing."""
+
+    def numbers(kind: Any, *odd: float) -> NDArray[Any]:
+        info = np.finfo(kind)
+        plain = [0.0, -0.0, info.smallest_subnormal, info.tiny, info.max, -info.max]
+        return np.array([*plain, 1, -1, *odd], kind).reshape(2, -1)
+
+    odd = (np.nan, np.inf, -np.inf, 2.0)
+    for name, kind in (("f16", np.float16), ("f32", np.float32)):
+        yield f"{name}_extremes", assemble(f"{name}_extremes", numbers(kind))
+        odd_name = f"{name}_not_finite"
+        yield odd_name, assemble(odd_name, numbers(kind, *odd), compatible=0)
+    elements = np.array([[-128, -127, -1, 0, 1, 127], [-128, 127, 127, 0, 127, 127]], np.int8)
+    largest = np.nextafter(np.float32(np.finfo(np.float32).max / 127), np.float32(0))
+    # 0, a negative scale, subnormal, and the largest of which 127 steps are still a number
+    scales = np.array([1, 0, -2.5, 1e-45, 0.1, largest], "<f4")
+    yield "i8_extremes", assemble("i8_extremes", elements, scales=scales)
+    scales = np.array([np.nan, np.inf, -np.inf, 3e38, 0.1, 1], "<f4")
+    yield "i8_not_finite", assemble("i8_not_finite", elements, scales=scales, compatible=0)
+
+
+def _later_minor() -> Iterator[tuple[str, bytes]]:
+    """Yield what only a later minor version writes, and a version 1.0 reader must take."""
+    row = np.arange(6)
+    later = [
+        ("later_u8", 900, np.stack([row, row + 250], 1).astype("u1"), 0, 0),
+        ("later_u16", 11, np.stack([row, row * 10_000, row + 50_000], 1).astype("<u2"), 50_006, 0),
+        ("later_u32", 0, (row * 7).astype("<u4").reshape(-1, 1), 36, 0),
+        ("later_i8", 65535, (row - 128).astype("i1").reshape(-1, 1), 0, 0),
+        ("later_bytes", 0, np.arange(30).astype("u1").reshape(6, 5), 0, 0),
+        ("split", lib.HILUM_ROLE_SPLIT, (row % 4).astype("u1").reshape(-1, 1), 4, 1),
+    ]
+    notes = {**make_notes(3, ["a"], multilabel=True), "later": {"key": [1, None]}}
+    notes["backbone"]["later"] = True
+    yield (
+        "later_minor",
+        assemble(
+            "later_minor",
+            make_features(6, 3),
+            notes=canonical_json({"format": "hilum-notes", "version": 1, **notes}),
+            columns=[(n, r, _TYPES[n.removeprefix("later_")], v, c, f) for n, r, v, c, f in later],
+            minor=7,
+            compatible=lib.HILUM_COMPATIBLE_ALL_FINITE | 1 << 63 | 1 << 2,
+        ),
+    )
+    many = [
+        (f"c{i:022}", 0, lib.HILUM_TYPE_U8, np.full((2, 1), i, "u1"), i + 1, 0) for i in range(32)
+    ]
+    yield "f32_32_columns", assemble("f32_32_columns", make_features(2, 1), columns=many)
+
+
+_TYPES = {
+    "u8": lib.HILUM_TYPE_U8,
+    "u16": lib.HILUM_TYPE_U16,
+    "u32": lib.HILUM_TYPE_U32,
+    "i8": lib.HILUM_TYPE_I8,
+    "bytes": lib.HILUM_TYPE_BYTES,
+    "split": lib.HILUM_TYPE_U8,
+}
+
+
+def _foreign_notes() -> Iterator[tuple[str, bytes]]:
+    """Yield notes that another program might write: the same JSON in other bytes."""
+    settings = {
+        "b": 1e16,
+        "a": [100.0, -0.0, 0, 1e-05, 0.0001, 123456789012345680.0, 5e-324, True, None, "x_1+"],
+        "a_1": 9007199254740993,
+    }
+    written = """ {
+\t"version": 1, "format": "hilum\\u002dnotes", "multilabel" : false,
+\t"classes": ["\\u00e9", "e\\u0301", "\\ud83d\\ude00 \\/ /", "1970-01-01"],
+\t"preprocessing": {"b": 1E16, "a_1": 9007199254740993, "a":
+\t  [1e2, -0.0, -0, 10E-6, 1e-4, 123456789012345678.0, 4.9e-324, true, null, "x_1\\u002B"]},
+\t"blocks": [{"width": 2, "offset": 0, "tap": "t", "pooling": "p", "unknown": ""}],
+\t"backbone": {"sha256": "%s", "name": "0.a_b+c-D"},
+\t"about": {"url": "http://localhost:80/?q#x", "title": "someone@example.org"},
+\t"software": {"hilum": "1.2", "something": {}}, "head": {"kind": "mlp"},
+\t"deep": %s{}, 1e308, "", null%s, "": 1e-400
+}\r\n""" % (BACKBONE_DIGEST, "[" * 14, "]" * 14)  # noqa: UP031 - braces are JSON's here
+    name = "notes_written_elsewhere"
+    yield name, assemble(name, make_features(2, 2), notes=written.encode(), settings=settings)
+
+
+Column = tuple[str, int, int, NDArray[Any], int, int]
+
+
+def assemble(
+    name: str,
+    features: NDArray[Any],
+    *,
+    notes: bytes | None = None,
+    settings: Mapping[str, Any] = PREPROCESSING,
+    columns: Sequence[Column] = (),
+    scales: NDArray[np.float32] | None = None,
+    minor: int = 0,
+    compatible: int = 1,
+) -> bytes:
+    """Put a container together, part by part, without Hilum's writer.
+
+    Parameters
+    ----------
+    name : str
+        Gives the uuid.
+    features : ndarray of float32, float16 or int8, shape (n, dim)
+        As stored.
+    notes : bytes, optional
+        The notes; left out, those of `make_notes`.
+    settings : Mapping[str, Any]
+        The preprocessing in the notes.
+    columns : sequence of (name, role, type, values, n_values, flags)
+        Values of shape (n, width).
+    scales : ndarray of float32, shape (dim,), optional
+        For int8.
+    minor, compatible : int
+        Of the header.
+
+    Returns
+    -------
+    bytes
+        The file.
+    """
+    n_rows, dim = features.shape
+    if notes is None:
+        full = {"format": "hilum-notes", "version": 1, **make_notes(dim, [], multilabel=False)}
+        notes = canonical_json(full)
+    header: Any = np.zeros(1, HEADER_DTYPE)
+    data = bytearray(lib.HILUM_HEADER_BYTES)
+
+    def section(part: bytes) -> tuple[int, int]:
+        data.extend(bytes(-len(data) % lib.HILUM_ALIGNMENT_BYTES))
+        data.extend(part)
+        return len(data) - len(part), len(part)
+
+    header["features"] = section(features.tobytes())
+    if scales is not None:
+        header["scales"] = section(scales.tobytes())
+    for i, (column, role, kind, values, n_values, flags) in enumerate(columns):
+        place = section(values.tobytes())
+        described = (column.encode(), role, kind, flags, values.shape[1], *place, 0, n_values, 0)
+        header["columns"][0, i] = described
+    n_checksums = -(-n_rows // CHUNK_ROWS) + (scales is not None)
+    header["table"] = section(bytes(4 * n_checksums))
+    header["notes"] = section(notes)
+    for field, value in {
+        "magic": np.frombuffer(MAGIC, np.uint8),
+        "major": lib.HILUM_MAJOR,
+        "minor": minor,
+        "header_size": lib.HILUM_HEADER_BYTES,
+        "file_size": len(data),
+        "n_rows": n_rows,
+        "dim": dim,
+        "dtype": {2: lib.HILUM_DTYPE_F16, 4: lib.HILUM_DTYPE_F32, 1: lib.HILUM_DTYPE_I8}[
+            features.itemsize
+        ],
+        "n_columns": len(columns),
+        "chunk_log2": lib.HILUM_CHUNK_LOG2,
+        "state": lib.HILUM_STATE_SEALED,
+        "compatible": compatible,
+        "backbone_sha256": np.frombuffer(bytes.fromhex(BACKBONE_DIGEST), np.uint8),
+        "preprocessing_sha256": np.frombuffer(
+            bytes.fromhex(preprocessing_digest(settings)), np.uint8
+        ),
+        "uuid": np.frombuffer(_uuid(name), np.uint8),
+    }.items():
+        header[field] = value
+    surgeon = Surgeon(header.tobytes() + data[lib.HILUM_HEADER_BYTES :])
+    surgeon.fix()
+    return bytes(surgeon.data)
 
 
 class Surgeon:
     """A container's bytes, to be changed and made consistent again."""
 
-    def __init__(self, source: Path) -> None:
-        self.data = bytearray(source.read_bytes())
+    def __init__(self, source: Path | bytes) -> None:
+        self.data = bytearray(source if isinstance(source, bytes) else source.read_bytes())
         self.header: Any = np.frombuffer(self.data[: lib.HILUM_HEADER_BYTES], HEADER_DTYPE).copy()
 
     def set(self, field: str, value: Any, member: str | None = None) -> None:
@@ -193,6 +440,8 @@ def corruptions(valid: Path) -> Iterator[Corruption]:
     yield from _columns(valid)
     yield from _bodies(valid)
     yield from _notes(groups)
+    yield from _notes_and_columns(valid)
+    yield from _two_faults(valid)
 
 
 def _surgery(source: Path, operate: Callable[[Surgeon], None], *, whole: bool = False) -> bytes:
@@ -221,6 +470,8 @@ def _not_containers(groups: Path) -> Iterator[Corruption]:
     yield "newlines_translated", alien, "open", whole.replace(b"\r\n", b"\n")
     yield "part", "HILUM_ERR_UNSEALED", "open", b"\x89HILPART" + whole[8:]
     yield "truncated_magic", "HILUM_ERR_TRUNCATED", "open", whole[:8]
+    yield "truncated_in_magic", "HILUM_ERR_TRUNCATED", "open", whole[:3]
+    yield "part_of_5_bytes", "HILUM_ERR_UNSEALED", "open", b"\x89HILP"
     yield "truncated_header", "HILUM_ERR_TRUNCATED", "open", whole[:4095]
     yield "truncated_body", "HILUM_ERR_TRUNCATED", "open", whole[:4096]
     yield "truncated_last_byte", "HILUM_ERR_TRUNCATED", "open", whole[:-1]
@@ -287,6 +538,9 @@ def _columns(valid: Path) -> Iterator[Corruption]:
         ("column_reserved", "COLUMN", "label", "reserved", 1),
         ("column_split_of_5", "COLUMN", "split", "n_values", 5),
         ("column_more_groups_than_rows", "COLUMN", "group", "n_values", 41),
+        ("column_of_0_classes", "COLUMN", "label", "n_values", 0),
+        ("column_of_0_groups", "COLUMN", "group", "n_values", 0),
+        ("column_name_borrowed_by_later_role", "COLUMN", "split", "role", 900),
         ("column_overlaps", "LAYOUT", "split", "offset", 4096),
         ("column_length", "LAYOUT", "split", "length", 41),
     )
@@ -299,18 +553,33 @@ def _columns(valid: Path) -> Iterator[Corruption]:
 
         yield name, f"HILUM_ERR_{status}", "open", _surgery(groups, operate)
 
-    def must_understand(s: Surgeon) -> None:
+    every = valid / "i8_every_column.hilum"
+    for name, source, column, number in (
+        ("column_n_values_of_i8", valid / "f32_multi_label.hilum", "label", 2),
+        ("column_n_values_of_bytes", every, "sample_key", 255),
+        ("column_of_2_views", every, "view", 2),
+        ("column_of_257_sources", every, "source", 257),
+    ):
+
+        def count(s: Surgeon, column: str = column, number: int = number) -> None:
+            s.set_column(s.index(column), "n_values", number)
+
+        yield name, "HILUM_ERR_COLUMN", "open", _surgery(source, count)
+
+    def unknown(s: Surgeon, role: int, flags: int) -> None:
         i = s.index("split")
         s.set_column(i, "name", b"later")
-        s.set_column(i, "role", 99)
-        s.set_column(i, "flags", lib.HILUM_COLUMN_MUST_UNDERSTAND)
+        s.set_column(i, "role", role)
+        s.set_column(i, "flags", flags)
 
-    yield (
-        "column_must_understand",
-        "HILUM_ERR_INCOMPATIBLE",
-        "open",
-        _surgery(groups, must_understand),
-    )
+    for name, role in (("column_must_understand", 99), ("column_must_understand_role_0", 0)):
+
+        def must_understand(s: Surgeon, role: int = role) -> None:
+            unknown(s, role, lib.HILUM_COLUMN_MUST_UNDERSTAND)
+
+        yield name, "HILUM_ERR_INCOMPATIBLE", "open", _surgery(groups, must_understand)
+    name = "group_clean_without_splits"
+    yield name, "HILUM_ERR_HEADER", "open", _surgery(groups, lambda s: unknown(s, 0, 0))
 
     def promise(s: Surgeon) -> None:
         s.set("compatible", lib.HILUM_COMPATIBLE_GROUP_CLEAN)
@@ -357,6 +626,12 @@ def _bodies(valid: Path) -> Iterator[Corruption]:
         "open",
         _flip(groups, lambda s: int(s.section("notes").start) - 1),
     )
+    yield (
+        "padding_between_columns",
+        "HILUM_ERR_PADDING",
+        "open",
+        _flip(groups, lambda s: s.column(s.index("label")).stop),
+    )
     for name, source, field in (
         ("table_bit", groups, "table"),
         ("notes_bit", groups, "notes"),
@@ -368,16 +643,23 @@ def _bodies(valid: Path) -> Iterator[Corruption]:
 
         yield name, f"HILUM_ERR_{field.upper()}_CRC", "open", _flip(source, where)
 
-    def infinite(field: str) -> Callable[[Surgeon], None]:
+    def put(field: str, number: np.floating[Any]) -> Callable[[Surgeon], None]:
         def operate(s: Surgeon) -> None:
             start = s.section(field).start
-            s.data[start : start + 4] = np.float32(np.inf).tobytes()
+            s.data[start : start + number.itemsize] = number.tobytes()
 
         return operate
 
-    name = "HILUM_ERR_NOT_FINITE"
-    yield "scale_infinite", name, "open", _surgery(i8, infinite("scales"), whole=True)
-    yield "feature_infinite", name, "verify", _surgery(f32, infinite("features"), whole=True)
+    for name, field, source, number in (
+        ("scale_infinite", "scales", i8, np.float32(np.inf)),
+        ("scale_nan", "scales", i8, np.float32(np.nan)),
+        ("scale_times_127_infinite", "scales", i8, np.float32(3e38)),
+        ("feature_infinite", "features", f32, np.float32(np.inf)),
+        ("feature_nan", "features", groups, np.float16(np.nan)),
+    ):
+        found_by = "open" if field == "scales" else "verify"
+        data = _surgery(source, put(field, number), whole=True)
+        yield name, "HILUM_ERR_NOT_FINITE", found_by, data
     yield (
         "feature_bit",
         "HILUM_ERR_CHUNK_CRC",
@@ -409,6 +691,11 @@ def _notes(groups: Path) -> Iterator[Corruption]:
         "notes_duplicate_key": raw[:-1] + b',"classes":[]}',
         "notes_nan": raw[:-1] + b',"x":NaN}',
         "notes_number_too_large": raw[:-1] + b',"x":1e999}',
+        "notes_integer_too_large": raw[:-1] + b',"x":1' + b"0" * 309 + b"}",
+        "notes_byte_order_mark": "\ufeff".encode() + raw,
+        "notes_null": raw[:-1] + b',"n_refused":null}',
+        "notes_whole_number_as_fraction": raw[:-1] + b',"n_refused":2.0}',
+        "notes_class_twice": canonical_json({**good, "classes": ["one", "one", "two"]}),
         "notes_half_surrogate": raw[:-1] + b',"x":"\\ud800"}',
         "notes_too_deep": raw[:-1] + b',"x":' + b"[" * 17 + b"]" * 17 + b"}",
         "notes_much_too_deep": b"[" * 20_000,
@@ -427,6 +714,139 @@ def _notes(groups: Path) -> Iterator[Corruption]:
             s.replace_notes(text)
 
         yield name, None, "open", _surgery(groups, operate, whole=True)
+
+
+def _notes_and_columns(valid: Path) -> Iterator[Corruption]:
+    every = valid / "i8_every_column.hilum"
+    findings = valid / "f32_multi_label.hilum"
+    changes: tuple[tuple[str, Path, Callable[[dict[str, Any]], Any]], ...] = (
+        ("notes_without_sources", every, lambda notes: notes.pop("sources")),
+        ("notes_more_sources", every, lambda notes: notes["sources"].append("site-b")),
+        ("notes_fewer_sources", every, lambda notes: notes["sources"].pop()),
+        ("notes_more_findings", findings, lambda notes: notes["classes"].append("mass")),
+    )
+    for name, source, change in changes:
+        with open_container(source) as container:
+            notes = container.notes
+        change(notes)
+
+        def operate(s: Surgeon, text: bytes = canonical_json(notes)) -> None:
+            s.replace_notes(text)
+
+        yield name, None, "open", _surgery(source, operate, whole=True)
+
+
+def _two_faults(valid: Path) -> Iterator[Corruption]:
+    """Yield files with two faults, where the status tells which was looked for first."""
+    groups = valid / "f16_groups.hilum"
+    crossing = valid / "f16_multi_label_crossing_groups.hilum"
+    promise = lib.HILUM_COMPATIBLE_GROUP_CLEAN | lib.HILUM_COMPATIBLE_ALL_FINITE
+
+    def state(s: Surgeon) -> None:
+        s.set("state", 0)
+
+    def incompatible(s: Surgeon) -> None:
+        s.set("incompatible", 1)
+
+    def reserved(s: Surgeon) -> None:
+        s.header["zero1"][0, 0] = 1
+
+    def column(i: int, member: str, value: Any) -> Callable[[Surgeon], None]:
+        return lambda s: s.set_column(i, member, value)
+
+    def flip(where: Callable[[Surgeon], int]) -> Callable[[Surgeon], None]:
+        def operate(s: Surgeon) -> None:
+            s.data[where(s)] ^= 1
+
+        return operate
+
+    def cut(s: Surgeon) -> None:
+        del s.data[-1]
+
+    def notes_bit(s: Surgeon) -> None:
+        s.data[-1] ^= 1
+
+    def unknown(s: Surgeon) -> None:
+        s.set_column(0, "role", 11)
+        s.set_column(0, "name", b"later")
+        s.set_column(0, "flags", lib.HILUM_COLUMN_MUST_UNDERSTAND)
+
+    def wrong_value(s: Surgeon) -> None:
+        s.data[s.column(0).start] = 9
+        s.set_column(0, "crc32c", crc32c(bytes(s.data[s.column(0)])))
+
+    Operation = Callable[[Surgeon], None]
+    cases: tuple[tuple[str, str, Path, Operation, Operation], ...] = (
+        ("state_before_flags", "UNSEALED", groups, state, incompatible),
+        ("flags_before_fields", "INCOMPATIBLE", groups, incompatible, lambda s: s.set("dim", 0)),
+        ("reserved_before_columns", "PADDING", groups, reserved, column(0, "type", 0)),
+        ("columns_one_by_one", "INCOMPATIBLE", groups, unknown, column(1, "width", 2)),
+        (
+            "columns_before_group_clean",
+            "COLUMN",
+            valid / "f16_single_label.hilum",
+            lambda s: s.set("compatible", promise),
+            column(0, "reserved", 1),
+        ),
+        ("layout_before_length", "LAYOUT", groups, lambda s: s.set("dim", 10), cut),
+        (
+            "length_before_gaps",
+            "TRUNCATED",
+            groups,
+            flip(lambda s: s.section("features").stop),
+            cut,
+        ),
+        (
+            "gap_before_table",
+            "PADDING",
+            groups,
+            flip(lambda s: s.section("features").stop),
+            flip(lambda s: s.section("table").start),
+        ),
+        (
+            "table_before_scales",
+            "TABLE_CRC",
+            valid / "i8_single_label.hilum",
+            flip(lambda s: s.section("table").start),
+            flip(lambda s: s.section("scales").start),
+        ),
+        (
+            "values_before_next_column",
+            "VALUE",
+            groups,
+            wrong_value,
+            flip(lambda s: s.column(1).start),
+        ),
+        (
+            "groups_before_notes",
+            "GROUP_SPLIT",
+            crossing,
+            lambda s: s.set("compatible", promise),
+            notes_bit,
+        ),
+    )
+    for name, status, source, first, second in cases:
+
+        def both(s: Surgeon, first: Operation = first, second: Operation = second) -> None:
+            first(s)
+            second(s)
+
+        yield f"order_{name}", f"HILUM_ERR_{status}", "open", _surgery(source, both)
+
+    for name, status, field in (
+        ("major_before_checksum", "VERSION", "major"),
+        ("checksum_before_state", "HEADER_CRC", "state"),
+    ):
+        s = Surgeon(groups)
+        s.set(field, 2)
+        s.data[: lib.HILUM_HEADER_BYTES] = s.header.tobytes()  # the checksum is not renewed
+        yield f"order_{name}", f"HILUM_ERR_{status}", "open", bytes(s.data)
+
+    s = Surgeon(valid / "f16_two_chunks.hilum")
+    s.data[4096:4098] = np.float16(np.inf).tobytes()
+    s.fix()
+    s.data[s.section("features").stop - 1] ^= 1
+    yield "order_chunk_by_chunk", "HILUM_ERR_NOT_FINITE", "verify", bytes(s.data)
 
 
 def make_golden(folder: Path) -> None:

@@ -71,9 +71,12 @@ static int load_scales(hilum_container *container, hilum_error *error) {
                 header->scales.length, container->table[container->n_chunks], error));
   if ((header->compatible & HILUM_COMPATIBLE_ALL_FINITE) == 0) return HILUM_OK;
   for (uint32_t i = 0; i < header->dim; i++) {
+    /* The largest element times its scale is a feature: it is to be finite too. */
+    const float largest = container->scales[i] * 127.0f;
     uint32_t bits;
-    memcpy(&bits, &container->scales[i], sizeof bits);
+    memcpy(&bits, &largest, sizeof bits);
     if (!float_is_finite(bits)) {
+      memcpy(&bits, &container->scales[i], sizeof bits);
       return hilum_fail(error, HILUM_ERR_NOT_FINITE, "scales",
                         header->scales.offset + i * sizeof bits, bits, 0);
     }
