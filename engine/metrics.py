@@ -25,8 +25,9 @@ __all__ = [
 ]
 
 DRAWS = 2000
-# Multiplicities of one chunk of draws are held at once: 64 draws of 100,000 patients are 26 MB.
-_CHUNK = 64
+# Multiplicities of one chunk of draws are held at once, with what they are counted from: 20 bytes
+# for each patient and draw.
+_CHUNK, _CHUNK_CELLS = 64, 2_000_000
 
 
 @dataclass(frozen=True)
@@ -284,8 +285,9 @@ def _bootstrap(
     generator = np.random.default_rng(seed)
     accuracies, balances = np.empty(draws), np.empty(draws)
     areas = np.empty((draws, k))
-    for start in range(0, draws, _CHUNK):
-        m = min(_CHUNK, draws - start)
+    step = max(1, min(_CHUNK, _CHUNK_CELLS // n_groups))
+    for start in range(0, draws, step):
+        m = min(step, draws - start)
         drawn = generator.integers(0, n_groups, (m, n_groups))
         drawn += np.arange(m)[:, None] * n_groups
         times = np.bincount(drawn.ravel(), minlength=m * n_groups)

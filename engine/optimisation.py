@@ -22,6 +22,7 @@ def minimise(
     max_iterations: int,
     slack: float = 1.0,
     gives_up: Callable[[NDArray[np.float64], int], bool] | None = None,
+    report: Callable[[int, float, float, float], None] | None = None,
 ) -> tuple[NDArray[np.float64], int]:
     """Minimise a smooth function by L-BFGS with strong Wolfe line searches.
 
@@ -37,6 +38,9 @@ def minimise(
         Factor of the tolerances.
     gives_up : callable, optional
         ``gives_up(theta, iteration)`` after each iteration, counted from 1; true ends the search.
+    report : callable, optional
+        ``report(iteration, value, slope, gain)`` after each iteration: the largest component of
+        the gradient and the value gained, both over the tolerance that ends the search.
 
     Returns
     -------
@@ -90,9 +94,14 @@ def minimise(
             count, newest = 0, -1
         progress = value - new_value
         theta, value, gradient = new_theta, new_value, new_gradient
+        tolerance = slack * _PROGRESS_TOLERANCE * max(abs(value), 1.0)
+        if report is not None:
+            largest = float(np.abs(gradient).max()) / (slack * _GRADIENT_TOLERANCE)
+            # A test may set a tolerance to zero.
+            report(iteration, value, largest, progress / tolerance if tolerance else np.inf)
         if gives_up is not None and gives_up(theta, iteration):
             return theta, iteration
-        if progress <= slack * _PROGRESS_TOLERANCE * max(abs(value), 1.0):
+        if progress <= tolerance:
             return theta, iteration
     return theta, max_iterations
 

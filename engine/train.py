@@ -11,6 +11,7 @@ from pathlib import Path
 
 from engine.cli import (
     EXIT_DONE,
+    EXIT_SOME_FAILED,
     check_files,
     command_line,
     count_up_to,
@@ -25,7 +26,7 @@ Train a head from containers, in seconds and without the images. Rows marked tes
 touched; rows marked valid decide when to stop and how to calibrate. Without any, a linear head is
 fitted until it converges and calibrated by inner folds, and an mlp head is stopped and calibrated
 by a tenth of the patients. Folds never split a patient, and the same seed gives the same head, bit
-by bit. Research use only."""
+by bit. Containers may be larger than the memory. Research use only."""
 
 EPILOG = """\
 examples:
@@ -33,6 +34,8 @@ examples:
   python -m engine.train chest.hilum -o chest.safetensors --cv 5 --json chest.json
       also the honest figures: every row judged by a head that never saw its patient
   python -m engine.train site-a.hilum site-b.hilum -o both.safetensors --head mlp
+  python -m engine.train site-a.hilum -o a.safetensors --require-signed-by site-a.pub.pem
+      only if the owner of that key vouches for it, see python -m formats sign
 
 The JSON holds n_rows, n_groups, classes, accuracy, auroc_macro, auroc (class: value) and ci95
 (metric: [low, high]); with --cv over the pooled out-of-fold predictions, without it over the rows
@@ -88,6 +91,14 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="the head's name in predictions (default: the output's name)",
     )
+    add(
+        "--require-signed-by",
+        action="append",
+        default=[],
+        metavar="KEY.pub.pem",
+        help="learn only if every container has a valid signature (DATA.hilum.sig) by this public "
+        "key, or by one of several if given again",
+    )
     add("--json", metavar="M.json", help="write the figures there")
     add("--quiet", action="store_true", help="no progress bar and no table; errors are still shown")
     return result
@@ -125,7 +136,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     options = parser()
     arguments = options.parse_args(argv)
-    check_files(options, arguments.data, (arguments.output, arguments.json))
+    inputs = (*arguments.data, *arguments.require_signed_by)
+    check_files(options, inputs, (arguments.output, arguments.json))
     return run(lambda: _train(arguments))
 
 
@@ -137,15 +149,37 @@ def _train(arguments: argparse.Namespace) -> int:
 
     formats.check_head_path(arguments.output)
     with ExitStack() as stack:
-        containers = [stack.enter_context(engine.open_container(path)) for path in arguments.data]
+        # Read, not mapped: what was read of a mapping counts as memory of this process.
+        containers = [
+            stack.enter_context(engine.open_container(path, mode="read")) for path in arguments.data
+        ]
         bar = stack.enter_context(
-            tqdm(disable=arguments.quiet or None, leave=False, file=sys.stderr, unit="step")
+            tqdm(
+                desc="opening",
+                disable=arguments.quiet or None,
+                # The text changes even where the count does not.
+                miniters=0,
+                leave=False,
+                file=sys.stderr,
+                bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}",
+            )
         )
 
-        def progress(done: int, total: int, text: str) -> None:
+        def progress(done: int, total: int, text: str = "checking signatures") -> None:
             bar.total = total
-            bar.set_description(text, refresh=False)
+            bar.set_description_str(text, refresh=False)
             bar.update(done - bar.n)
+
+        if arguments.require_signed_by:
+            try:
+                formats.require_signatures(
+                    containers, arguments.require_signed_by, progress=progress
+                )
+            except formats.SignatureError as error:
+                # Refused, whatever the reason: a signature that is missing is no wrong path.
+                report(f"error: {error}")
+                return EXIT_SOME_FAILED
+            bar.reset()
 
         head = engine.fit_head(
             containers,

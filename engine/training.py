@@ -20,17 +20,19 @@ What decides when to stop, and the temperature and thresholds, are rows the weig
 A cross-validation does all of this inside each fold. The final head is then fitted on all rows
 that are not marked, calibrated by the out-of-fold predictions unless there are rows marked valid.
 
-Nothing here depends on the number of threads: each fold is computed by one thread, by kernels
-with a fixed order of additions, and results are collected in the order of the folds.
+Features that do not fit into `engine.rows.MEMORY_BYTES` are read from the containers in every pass
+and never held. Nothing here depends on that, or on the number of threads: sums are made of the
+same parts (see `engine.rows`), by kernels with a fixed order of additions, and results are
+collected in the order of the folds.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
+import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +50,7 @@ from engine.heads import KINDS, Head, network_logits, to_probabilities
 from engine.metrics import Evaluation, decide, evaluate_predictions
 from engine.optimisation import minimise
 from engine.pooling import blocks_from_notes
+from engine.rows import MEMORY_BYTES, Crew, Feed, Rows, piece_rows
 from engine.splits import (
     check_classes,
     check_groups_apart,
@@ -72,6 +75,8 @@ _MAX_ITERATIONS = 300
 _MAX_EPOCHS, _MAX_STEPS = 60, 1500
 _EPOCHS_WITHOUT_VALID, _STEPS_WITHOUT_VALID = 20, 500
 _BATCH_ROWS = 32
+# Batches whose features are fetched together, where they are not held.
+_BATCHES_BYTES = 8 << 20
 _ADAM_RATE = 1e-3
 # Epochs, and steps, without a better loss on the valid rows before the search is given up.
 _PATIENCE, _PATIENCE_STEPS = 8, 200
@@ -84,8 +89,11 @@ _HOLDOUT = 0.1
 _INNER_FOLDS = 3
 # They serve the calibration only and need not converge as far.
 _INNER_SLACK = 10.0
-# Rows looked at together where not all must be held twice.
-_BLOCK_ROWS = 4096
+# What a fold, or the fit of the head, counts in the progress that is reported; reading and checking
+# counts a tenth of it.
+_STEP_PARTS, _READING = 100, 0.1
+# Seconds between two looks at folds that run in other threads.
+_LOOK_SECONDS = 0.2
 
 Progress = Callable[[int, int, str], None]
 
@@ -106,7 +114,7 @@ class _Data:
     """Rows of one or several containers, withdrawn ones left out."""
 
     containers: tuple[Container, ...]
-    X: NDArray[np.float32]
+    features: Rows
     labels: NDArray[Any]
     groups: NDArray[np.int64]
     splits: NDArray[np.uint8]
@@ -138,12 +146,69 @@ class _Fitted:
     calibrated: bool = False
     notes: list[str] = field(default_factory=list)
 
-    def logits(self, X: NDArray[np.float32]) -> NDArray[np.float64]:
-        from engine.kernels.heads import standardise
+    def logits(self, features: Rows, rows: NDArray[np.int64], crew: Crew) -> NDArray[np.float64]:
+        """Predict rows: float64 (len(rows), k)."""
+        return _feed_logits(Feed(features, rows, self.mean, self.scale), self.weights, crew)
 
-        standard = np.empty(X.shape, np.float32)
-        standardise(X, self.mean, self.scale, standard)
-        return network_logits(standard, self.weights)
+
+def _feed_logits(feed: Feed, weights: dict[str, NDArray[Any]], crew: Crew) -> NDArray[np.float64]:
+    """Apply a network to standardised rows."""
+    out = np.empty((len(feed), len(weights["bias"])))
+
+    def predict(part: int) -> None:
+        for rows, X in feed.pieces(part):
+            out[rows] = network_logits(X, weights)
+
+    for _ in crew.map(predict, feed.n_parts):
+        pass
+    return out
+
+
+# --- Work ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Who does a piece of work, how much it may hold, and who hears how far it is."""
+
+    crew: Crew
+    #: Standardised features one fit may hold.
+    hold_bytes: int
+    #: Called with the share that is done, 0 to 1, and what is being done.
+    report: Callable[[float, str], None]
+
+    def part(self, low: float, high: float, name: str) -> _Work:
+        """Return the same for a part of the work, from one share to another."""
+        report = self.report
+
+        def narrowed(share: float, text: str) -> None:
+            report(low + (high - low) * share, ", ".join(filter(None, (name, text))))
+
+        return replace(self, report=narrowed)
+
+
+class _Course:
+    """How far a training is: what is reported never goes back."""
+
+    def __init__(self, steps: int, progress: Progress | None) -> None:
+        self._total = round((_READING + steps) * _STEP_PARTS)
+        self._progress = progress
+        self._done = 0
+
+    def say(self, steps: float, text: str) -> None:
+        """Report so many steps, counted with parts of steps."""
+        now = min((_READING + steps) * _STEP_PARTS, self._total)
+        self._done = max(self._done, round(now))
+        if self._progress is not None:
+            self._progress(self._done, self._total, text)
+
+    def reading(self, crew: Crew) -> _Work:
+        """Return the work that comes before the first step."""
+        return _Work(crew, 0, lambda share, text: self.say(_READING * (share - 1.0), text))
+
+    def work(self, crew: Crew, step: int) -> _Work:
+        """Return the work of one step, counted from 0."""
+        return _Work(crew, MEMORY_BYTES // 2, lambda share, text: self.say(step + share, text))
 
 
 # --- Rows ------------------------------------------------------------------------------------
@@ -180,36 +245,57 @@ def _check_alike(containers: Sequence[Container]) -> None:
                 )
 
 
-def _row_names(container: Container, rows: NDArray[np.int64]) -> set[bytes]:
-    """Return what tells rows apart: digests of their features, and their keys where they have."""
+def _row_names(
+    container: Container, rows: NDArray[np.int64]
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Return what tells rows apart: digests of their features, and of their keys where they have.
+
+    Of 64 bits and in arrays: sets of a million rows took 300 MB. Two of ten million different rows
+    in each of two containers pass for the same with a probability of 1 in 200,000.
+    """
+
+    def digest(data: Any) -> bytes:
+        return hashlib.blake2b(data, digest_size=8).digest()
+
     keys = container.sample_keys
-    names: set[bytes] = set()
-    for start in range(0, len(rows), _BLOCK_ROWS):
-        block = rows[start : start + _BLOCK_ROWS]
-        for features in container.read_rows(block):
-            names.add(b"features" + hashlib.blake2b(features, digest_size=16).digest())
+    of_features, of_keys = bytearray(), bytearray()
+    step = piece_rows(container.dim)
+    for start in range(0, len(rows), step):
+        piece = rows[start : start + step]
+        for features in container.read_rows(piece):
+            of_features += digest(features)
         if keys is not None:
-            names.update(b"key" + key.tobytes() for key in keys[block] if key.any())
-    return names
+            for key in keys[piece]:
+                if key.any():
+                    of_keys += digest(key)
+    return np.frombuffer(of_features, np.uint64), np.frombuffer(of_keys, np.uint64)
 
 
-def _check_apart(containers: Sequence[Container], chosen: Sequence[NDArray[np.int64]]) -> None:
+def _check_apart(
+    containers: Sequence[Container], chosen: Sequence[NDArray[np.int64]], work: _Work
+) -> None:
     """Refuse images that are in two containers, where at least one of the two is chosen.
 
     Patients of two containers are taken for different people, so an image in both would be learned
     from in one fold and judged in another. Rows that are not chosen, of the test split, count too:
     they will judge the head.
     """
-    named = [
-        (_row_names(container, rows), _row_names(container, np.setdiff1d(container.rows(), rows)))
-        for container, rows in zip(containers, chosen, strict=True)
-    ]
+    named = []
+    for number, (container, rows) in enumerate(zip(containers, chosen, strict=True)):
+        work.report(number / len(containers), f"looking for images of {container.path.name}")
+        others = np.setdiff1d(container.rows(), rows)
+        named.append((_row_names(container, rows), _row_names(container, others)))
     for i, (mine, my_others) in enumerate(named):
         for j, (theirs, their_others) in enumerate(named[:i]):
-            common = (mine & (theirs | their_others)) | (theirs & my_others)
             # An image may be known by its features, its key or both.
             count = max(
-                sum(name.startswith(kind) for name in common) for kind in (b"features", b"key")
+                len(
+                    np.union1d(
+                        np.intersect1d(mine[kind], np.union1d(theirs[kind], their_others[kind])),
+                        np.intersect1d(theirs[kind], my_others[kind]),
+                    )
+                )
+                for kind in (0, 1)
             )
             if count:
                 raise MismatchError(
@@ -220,7 +306,7 @@ def _check_apart(containers: Sequence[Container], chosen: Sequence[NDArray[np.in
                 )
 
 
-def _check_sound(containers: Sequence[Container]) -> None:
+def _check_sound(containers: Sequence[Container], features: Rows, work: _Work) -> None:
     """Refuse the same container twice, and damaged ones: opening reads no features."""
     seen: dict[str, Container] = {}
     for container in containers:
@@ -231,16 +317,27 @@ def _check_sound(containers: Sequence[Container]) -> None:
                 "once; expected different patients in each container; leave one of the two out"
             )
         seen[container.uuid] = container
-    for container in containers:
-        container.verify()
+    n = len(containers)
+    for number, container in enumerate(features.containers):
+        part = work.part(number / n, (number + 1) / n, f"checking {container.path.name}")
+
+        def said(done: int, total: int, part: _Work = part) -> None:
+            part.report(done / max(total, 1), "")
+
+        container.verify(said)
 
 
-def _not_finite(X: NDArray[np.float32]) -> NDArray[np.int64]:
+def _not_finite(features: Rows, work: _Work) -> NDArray[np.int64]:
     """Return the rows with a NaN or an infinity."""
-    finite = np.empty(len(X), np.bool_)
-    for start in range(0, len(X), _BLOCK_ROWS):
-        block = slice(start, start + _BLOCK_ROWS)
-        np.isfinite(X[block]).all(axis=1, out=finite[block])
+    feed = Feed(features, np.arange(len(features)))
+    finite = np.empty(len(feed), np.bool_)
+
+    def look(part: int) -> None:
+        for rows, X in feed.pieces(part):
+            np.isfinite(X).all(axis=1, out=finite[rows])
+
+    for part, _ in enumerate(work.crew.map(look, feed.n_parts)):
+        work.report((part + 1) / feed.n_parts, "")
     return np.flatnonzero(~finite)
 
 
@@ -250,11 +347,14 @@ def _short(value: object) -> str:
 
 
 def _load(
-    containers: tuple[Container, ...], choose: Callable[[Container], NDArray[np.int64]]
+    containers: tuple[Container, ...],
+    features: Rows,
+    choose: Callable[[Container], NDArray[np.int64]],
+    work: _Work,
 ) -> _Data:
-    """Read the chosen rows of every container; patients of two containers are never the same."""
+    """Choose rows of every container; patients of two containers are never the same."""
     _check_alike(containers)
-    _check_sound(containers)
+    _check_sound(containers, features, work.part(0.0, 0.5, ""))
     parts: dict[str, list[NDArray[Any]]] = {
         key: [] for key in ("labels", "groups", "splits", "views", "rows", "origin")
     }
@@ -294,20 +394,14 @@ def _load(
         parts["rows"].append(rows)
         parts["origin"].append(np.full(len(rows), number, np.int64))
     joined = {key: np.concatenate(arrays) for key, arrays in parts.items()}
-    if len(containers) == 1:
-        X = containers[0].read_rows(joined["rows"])
-    else:
-        _check_apart(containers, parts["rows"])
+    if len(containers) > 1:
+        _check_apart(features.containers, parts["rows"], work.part(0.5, 0.8, "checking"))
         notes.append(
             "patients of different containers were taken for different people; if some are in "
             "several, figures are too good"
         )
-        X = np.empty((len(joined["rows"]), containers[0].dim), np.float32)
-        start = 0
-        for container, rows in zip(containers, parts["rows"], strict=True):
-            X[start : start + len(rows)] = container.read_rows(rows)
-            start += len(rows)
-    bad = _not_finite(X)
+    features.choose(joined["rows"], joined["origin"], work.crew)
+    bad = _not_finite(features, work.part(0.8, 1.0, "checking features"))
     if len(bad):
         path = containers[joined["origin"][bad[0]]].path
         raise SplitError(
@@ -317,7 +411,7 @@ def _load(
     labels = joined["labels"]
     return _Data(
         containers=containers,
-        X=X,
+        features=features,
         labels=labels.astype(np.int8 if labels.ndim == 2 else np.int64),
         groups=joined["groups"],
         splits=joined["splits"],
@@ -415,13 +509,52 @@ class _Loss:
         else:
             self.row_weights = weights[labels]
         self.kernels = kernels
-        self.lanes = np.empty(kernels.LANES)
-        self.block = np.empty((kernels.ROWS, n_classes))
-        self.hidden = np.empty((kernels.ROWS, settings.hidden))
-        self.back = np.empty((kernels.ROWS, settings.hidden))
+        self.n_classes = n_classes
+        self.n_hidden = settings.hidden
+        self.room = self._room()
         self.out = np.empty(1)
 
-    def __call__(
+    def _room(self) -> tuple[NDArray[np.float64], ...]:
+        """Return work space of a kernel; every thread has its own."""
+        rows = self.kernels.ROWS
+        lanes = np.empty(self.kernels.LANES)
+        block = np.empty((rows, self.n_classes))
+        if self.linear:
+            return lanes, block
+        return lanes, np.empty((rows, self.n_hidden)), np.empty((rows, self.n_hidden)), block
+
+    def _add(
+        self,
+        X: NDArray[np.float32],
+        labels: NDArray[Any],
+        row_weights: NDArray[np.float64],
+        theta: NDArray[np.float64],
+        room: tuple[NDArray[np.float64], ...],
+        gradient: NDArray[np.float64],
+        out: NDArray[np.float64],
+    ) -> None:
+        """Add gradient and loss of rows, without the penalty."""
+        targets: tuple[NDArray[Any], ...] = (X, labels, row_weights)
+        kernels = self.kernels
+        function: Callable[..., None]
+        if self.multilabel:
+            targets = (*targets, self.positive, self.negative)
+            function = kernels.linear_multilabel if self.linear else kernels.mlp_multilabel
+        else:
+            function = kernels.linear_softmax if self.linear else kernels.mlp_softmax
+        parameters = self.shapes.cut(theta).values()
+        gradients = self.shapes.cut(gradient).values()
+        function(*targets, *parameters, *room, *gradients, out)
+
+    def _penalise(self, theta: NDArray[np.float64], gradient: NDArray[np.float64]) -> float:
+        """Add the penalty to the gradient and to what `out` holds, and return that."""
+        parameters, gradients = self.shapes.cut(theta), self.shapes.cut(gradient)
+        for name, part in parameters.items():
+            if part.ndim == 2:
+                self.kernels.penalise(part, self.l2, gradients[name], self.out)
+        return float(self.out[0])
+
+    def of_batch(
         self,
         X: NDArray[np.float32],
         labels: NDArray[Any],
@@ -429,23 +562,34 @@ class _Loss:
         theta: NDArray[np.float64],
         gradient: NDArray[np.float64],
     ) -> float:
-        """Fill the gradient and return the loss."""
-        parameters = self.shapes.cut(theta).values()
-        gradients = self.shapes.cut(gradient).values()
-        targets: tuple[NDArray[Any], ...] = (X, labels, row_weights)
-        if self.multilabel:
-            targets = (*targets, self.positive, self.negative)
-        kernels = self.kernels
-        work: tuple[NDArray[np.float64], ...]
-        function: Callable[..., None]
-        if self.linear:
-            function = kernels.linear_multilabel if self.multilabel else kernels.linear_softmax
-            work = (self.lanes, self.block)
-        else:
-            function = kernels.mlp_multilabel if self.multilabel else kernels.mlp_softmax
-            work = (self.lanes, self.hidden, self.back, self.block)
-        function(*targets, *parameters, self.l2, *work, *gradients, self.out)
-        return float(self.out[0])
+        """Fill the gradient of a few rows and return their loss."""
+        gradient[:] = 0.0
+        self.out[0] = 0.0
+        self._add(X, labels, row_weights, theta, self.room, gradient, self.out)
+        return self._penalise(theta, gradient)
+
+    def of_all(
+        self,
+        feed: Feed,
+        labels: NDArray[Any],
+        theta: NDArray[np.float64],
+        gradient: NDArray[np.float64],
+        crew: Crew,
+    ) -> float:
+        """Fill the gradient of all rows and return their loss."""
+
+        def add(part: int) -> tuple[NDArray[np.float64], float]:
+            sums, out, room = np.zeros_like(theta), np.zeros(1), self._room()
+            for rows, X in feed.pieces(part):
+                self._add(X, labels[rows], self.row_weights[rows], theta, room, sums, out)
+            return sums, float(out[0])
+
+        gradient[:] = 0.0
+        self.out[0] = 0.0
+        for sums, loss in crew.map(add, feed.n_parts):
+            gradient += sums
+            self.out[0] += loss
+        return self._penalise(theta, gradient)
 
 
 class _Watch:
@@ -454,13 +598,15 @@ class _Watch:
     def __init__(
         self,
         shapes: _Shapes,
-        X: NDArray[np.float32] | None,
+        feed: Feed | None,
         labels: NDArray[Any],
         balanced: bool,
         patience: int,
+        crew: Crew,
     ) -> None:
         self.shapes = shapes
-        self.X = X
+        self.feed = feed
+        self.crew = crew
         self.labels = labels
         self.balanced = balanced
         self.patience = patience
@@ -470,9 +616,9 @@ class _Watch:
 
     def gives_up(self, theta: NDArray[np.float64], iteration: int) -> bool:
         """Look at the parameters after an iteration or epoch (counted from 1)."""
-        if self.X is None:
+        if self.feed is None:
             return False
-        logits = network_logits(self.X, self.shapes.cut(theta))
+        logits = _feed_logits(self.feed, self.shapes.cut(theta), self.crew)
         # Of the calibrated logits: the head will be calibrated, and without it overconfidence
         # ends the search while decisions still improve.
         logits /= fit_temperature(logits, self.labels, balanced=self.balanced)
@@ -487,12 +633,13 @@ class _Watch:
 
 def _descend(
     loss: _Loss,
-    X: NDArray[np.float32],
+    feed: Feed,
     labels: NDArray[Any],
     theta: NDArray[np.float64],
     watch: _Watch,
     epochs: int,
     seed: int,
+    work: _Work,
 ) -> tuple[NDArray[np.float64], int]:
     """Minimise by Adam over shuffled mini-batches; returns the parameters and the epochs made."""
     from engine.kernels import heads as kernels
@@ -502,18 +649,68 @@ def _descend(
     gradient = np.empty_like(theta)
     first, second = np.zeros_like(theta), np.zeros_like(theta)
     step = 0
+    n_fetched = _BATCH_ROWS * max(1, _BATCHES_BYTES // (4 * feed.dim * _BATCH_ROWS))
     for epoch in range(1, epochs + 1):
         order = generator.permutation(n)
-        for start in range(0, n, _BATCH_ROWS):
-            batch = order[start : start + _BATCH_ROWS]
-            # Weights sum to about 1 over all rows; a batch stands for all of them.
-            weights = loss.row_weights[batch] * (n / len(batch))
-            loss(X[batch], labels[batch], weights, theta, gradient)
-            step += 1
-            kernels.adam_step(theta, gradient, first, second, step, _ADAM_RATE)
+        for fetched in range(0, n, n_fetched):
+            work.crew.check()
+            rows = order[fetched : fetched + n_fetched]
+            X = feed.take(rows)
+            for start in range(0, len(rows), _BATCH_ROWS):
+                batch = rows[start : start + _BATCH_ROWS]
+                # Weights sum to about 1 over all rows; a batch stands for all of them.
+                weights = loss.row_weights[batch] * (n / len(batch))
+                part = X[start : start + _BATCH_ROWS]
+                loss.of_batch(part, labels[batch], weights, theta, gradient)
+                step += 1
+                kernels.adam_step(theta, gradient, first, second, step, _ADAM_RATE)
+            share = (epoch - 1 + (fetched + len(rows)) / n) / epochs
+            work.report(share, f"epoch {epoch} of at most {epochs}")
         if watch.gives_up(theta, epoch):
             return theta, epoch
     return theta, epochs
+
+
+def _standardisation(
+    feed: Feed, origin: NDArray[np.float32], crew: Crew
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return mean and scale of the columns; `origin` is one of the rows."""
+    from engine.kernels.heads import add_moments, moments
+
+    d = len(origin)
+
+    def add(part: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        sums, squares = np.zeros(d), np.zeros(d)
+        for _, X in feed.pieces(part):
+            add_moments(X, origin, sums, squares)
+        return sums, squares
+
+    mean, deviation = np.zeros(d), np.zeros(d)
+    for sums, squares in crew.map(add, feed.n_parts):
+        mean += sums
+        deviation += squares
+    moments(origin, len(feed), mean, deviation)
+    # A column whose spread is rounding carries nothing; dividing by it would make noise of it.
+    flat = deviation <= 1e-6 * np.abs(mean) + 1e-12
+    return mean.astype(np.float32), np.where(flat, 1.0, deviation).astype(np.float32)
+
+
+def _said(work: _Work) -> Callable[[int, float, float, float], None]:
+    """Return what reports the iterations of a fit that ends when it has converged."""
+    first: list[float] = []
+    furthest = 0.0
+
+    def say(iteration: int, value: float, slope: float, gain: float) -> None:
+        """Slope and gain are in units of the tolerance: the fit ends when one of them is 1."""
+        nonlocal furthest
+        now = [math.log(min(max(number, 1.0), 1e300)) for number in (slope, gain)]
+        if not first:
+            first.extend(now)
+        shares = [1.0 - at / begin for at, begin in zip(now, first, strict=True) if begin > 0.0]
+        furthest = min(max(furthest, *shares, 0.0), 0.99)
+        work.report(furthest, f"iteration {iteration}, loss {value:.4f}")
+
+    return say
 
 
 def _fit(
@@ -521,6 +718,7 @@ def _fit(
     train: NDArray[np.int64],
     valid: NDArray[np.int64] | None,
     settings: _Settings,
+    work: _Work,
     *,
     epochs: int | None = None,
     start: _Fitted | None = None,
@@ -531,41 +729,37 @@ def _fit(
     Fitting stops by the valid rows. Without them a linear head converges, from `start` if given,
     with tolerances times `slack`; a head with a hidden layer stops after `epochs`.
     """
-    from engine.kernels.heads import moments, standardise
-
-    d, k = data.X.shape[1], len(data.classes)
-    X = data.X[train]
-    mean, deviation = np.empty(d), np.empty(d)
-    moments(X, mean, deviation)
-    # A column whose spread is rounding carries nothing; dividing by it would make noise of it.
-    flat = deviation <= 1e-6 * np.abs(mean) + 1e-12
-    mean32 = mean.astype(np.float32)
-    scale32 = np.where(flat, 1.0, deviation).astype(np.float32)
-    standardise(X, mean32, scale32, X)
+    crew, features = work.crew, data.features
+    work.report(0.0, "means and spreads")
+    origin = np.empty((1, features.dim), np.float32)
+    features.read(train[:1], origin)
+    mean32, scale32 = _standardisation(Feed(features, train), origin[0], crew)
     labels = np.ascontiguousarray(data.labels[train])
-    shapes = _Shapes.of(settings, d, k)
-    loss = _Loss(shapes, settings, labels, k)
-    X_valid = None
-    if valid is not None:
-        X_valid = data.X[valid]
-        standardise(X_valid, mean32, scale32, X_valid)
+    shapes = _Shapes.of(settings, features.dim, len(data.classes))
+    loss = _Loss(shapes, settings, labels, len(data.classes))
+    feed = Feed(features, train, mean32, scale32)
+    feed_valid = None if valid is None else Feed(features, valid, mean32, scale32)
+    feeds = [feed] if feed_valid is None else [feed, feed_valid]
+    if sum(each.n_bytes for each in feeds) <= work.hold_bytes:
+        for each in feeds:
+            each.hold(crew)
     valid_labels = data.labels[valid] if valid is not None else data.labels[:0]
     steps = -(-len(labels) // _BATCH_ROWS)
     patience = _PATIENCE_LINEAR
     if settings.kind != "linear":
         patience = max(_PATIENCE, -(-_PATIENCE_STEPS // steps))
-    watch = _Watch(shapes, X_valid, valid_labels, settings.balanced, patience)
+    watch = _Watch(shapes, feed_valid, valid_labels, settings.balanced, patience, crew)
     theta = np.zeros(shapes.size)
     if settings.kind == "linear":
 
         def evaluate(point: NDArray[np.float64], gradient: NDArray[np.float64]) -> float:
-            return loss(X, labels, loss.row_weights, point, gradient)
+            return loss.of_all(feed, labels, point, gradient, crew)
 
         if start is not None:
             theta = np.concatenate(
                 [start.weights[name].ravel().astype(np.float64) for name, _ in shapes.shapes]
             )
-        theta, made = minimise(evaluate, theta, _MAX_ITERATIONS, slack, watch.gives_up)
+        theta, made = minimise(evaluate, theta, _MAX_ITERATIONS, slack, watch.gives_up, _said(work))
     else:
         # He et al. 2015, equation 10: the variance that rectified units keep from layer to layer.
         generator = np.random.default_rng([settings.seed, 0])
@@ -579,7 +773,7 @@ def _fit(
             limit = max(_MAX_EPOCHS, -(-_MAX_STEPS // steps))
         else:
             limit = max(_EPOCHS_WITHOUT_VALID, -(-_STEPS_WITHOUT_VALID // steps))
-        theta, made = _descend(loss, X, labels, theta, watch, limit, settings.seed)
+        theta, made = _descend(loss, feed, labels, theta, watch, limit, settings.seed, work)
     if watch.best_theta is not None:
         theta, made = watch.best_theta, watch.best_iteration
     weights = {name: part.astype(np.float32) for name, part in shapes.cut(theta).items()}
@@ -632,10 +826,11 @@ def _fit_calibrated(
     train: NDArray[np.int64],
     valid: NDArray[np.int64] | None,
     settings: _Settings,
+    work: _Work,
 ) -> tuple[_Fitted, _Judged | None]:
     """Fit and calibrate; a missing valid part is made of train, which is then fitted whole."""
     if valid is None and settings.kind == "linear":
-        return _fit_cross_calibrated(data, train, settings)
+        return _fit_cross_calibrated(data, train, settings, work)
     carved = valid is None
     rest = train
     if valid is None:
@@ -650,7 +845,7 @@ def _fit_calibrated(
     judge = _originals(data, valid)
     if len(judge) < _MIN_VALID_ROWS:
         source = "a tenth of the training rows is" if carved else "rows marked valid are"
-        fitted = _fit(data, train, None, settings)
+        fitted = _fit(data, train, None, settings, work)
         fitted.notes.append(
             f"{source} {len(judge)} images, too few to stop early or calibrate by "
             f"({_MIN_VALID_ROWS} needed): the penalty alone restrains the weights, and "
@@ -659,18 +854,21 @@ def _fit_calibrated(
         if carved or len(judge) == 0:
             return fitted, None
         probabilities = to_probabilities(
-            fitted.logits(data.X[judge]), 1.0, multilabel=data.multilabel
+            fitted.logits(data.features, judge, work.crew), 1.0, multilabel=data.multilabel
         )
         return fitted, _Judged(
             judge, probabilities, "rows marked valid; nothing was fitted or calibrated by them"
         )
-    fitted = _fit(data, rest, judge, settings)
-    logits = fitted.logits(data.X[judge])
+    share = 0.5 if carved else 1.0
+    fitted = _fit(data, rest, judge, settings, work.part(0.0, share, "fit"))
+    logits = fitted.logits(data.features, judge, work.crew)
     _calibrate(fitted, logits, data.labels[judge], settings)
     probabilities = to_probabilities(logits, fitted.temperature, multilabel=data.multilabel)
     protocol = "rows marked valid"
     if carved:
-        again = _fit(data, train, None, settings, epochs=fitted.iterations)
+        again = _fit(
+            data, train, None, settings, work.part(share, 1.0, "again"), epochs=fitted.iterations
+        )
         again.temperature, again.thresholds = fitted.temperature, fitted.thresholds
         again.calibrated = True
         fitted = again
@@ -680,7 +878,7 @@ def _fit_calibrated(
 
 
 def _fit_cross_calibrated(
-    data: _Data, train: NDArray[np.int64], settings: _Settings
+    data: _Data, train: NDArray[np.int64], settings: _Settings, work: _Work
 ) -> tuple[_Fitted, _Judged | None]:
     """Fit on all train rows; calibrate by inner folds, in which each row is predicted unseen."""
     k = len(data.classes)
@@ -688,7 +886,7 @@ def _fit_cross_calibrated(
     fewest = int(class_groups(labels, groups, k).min())
     too_few = _too_few(data, train)
     if fewest < 2:
-        fitted = _fit(data, train, None, settings)
+        fitted = _fit(data, train, None, settings, work)
         fitted.notes.append(str(too_few))
         return fitted, None
     folds = min(_INNER_FOLDS, fewest)
@@ -696,12 +894,16 @@ def _fit_cross_calibrated(
     parts = []
     for fold in range(folds):
         # Each from zero: a start that has seen the fold's rows would leak into their predictions.
-        fitted = _fit(data, train[fold_of != fold], None, settings, slack=_INNER_SLACK)
+        part = work.part(
+            fold / (folds + 1), (fold + 1) / (folds + 1), f"inner fit {fold + 1} of {folds}"
+        )
+        fitted = _fit(data, train[fold_of != fold], None, settings, part, slack=_INNER_SLACK)
         judge = _originals(data, train[fold_of == fold])
-        parts.append((judge, fitted.logits(data.X[judge])))
+        parts.append((judge, fitted.logits(data.features, judge, work.crew)))
     judge = np.concatenate([rows for rows, _ in parts])
     logits = np.concatenate([part for _, part in parts])
-    fitted = _fit(data, train, None, settings, start=fitted)
+    part = work.part(folds / (folds + 1), 1.0, "fit")
+    fitted = _fit(data, train, None, settings, part, start=fitted)
     protocol = f"training rows, each predicted by one of {folds} inner fits that had not seen it; "
     if too_few is None:
         _calibrate(fitted, logits, data.labels[judge], settings)
@@ -738,8 +940,8 @@ def _cross_validate(
     valid: NDArray[np.int64] | None,
     folds: int,
     settings: _Settings,
-    threads: int | None,
-    advance: Callable[[str], None],
+    crew: Crew,
+    course: _Course,
 ) -> _CrossValidation:
     """Predict every row of `learned` by a head that has not seen its patient."""
     _check_folds(folds)
@@ -757,6 +959,11 @@ def _cross_validate(
         data.labels[learned], data.groups[learned], k, folds=folds, seed=settings.seed
     )
 
+    workers = min(folds, crew.threads)
+    # Folds are what threads share; where there are more threads, folds share them for their rows.
+    own = crew if crew.threads > workers else crew.alone()
+    shares, texts = np.zeros(folds), [""] * folds
+
     def run(fold: int) -> tuple[NDArray[np.int64], NDArray[np.float64], _Fitted]:
         train = learned[fold_of != fold]
         judge = _originals(data, learned[fold_of == fold])
@@ -768,21 +975,36 @@ def _cross_validate(
             purpose=f"the training part of fold {fold + 1}",
             where=data.where,
         )
-        fitted, _ = _fit_calibrated(data, train, valid, settings)
-        return judge, fitted.logits(data.X[judge]), fitted
 
-    workers = min(folds, threads or os.cpu_count() or 1)
-    results = []
+        def report(share: float, text: str) -> None:
+            shares[fold], texts[fold] = share, f"fold {fold + 1} of {folds}: {text}"
+
+        work = _Work(own, MEMORY_BYTES // 2 // workers, report)
+        fitted, _ = _fit_calibrated(data, train, valid, settings, work)
+        logits = fitted.logits(data.features, judge, own)
+        report(1.0, "done")
+        return judge, logits, fitted
+
     with ThreadPoolExecutor(workers, thread_name_prefix="hilum-fold") as pool:
         futures = [pool.submit(run, fold) for fold in range(folds)]
         try:
-            for fold, future in enumerate(futures):
-                results.append(future.result())
-                advance(f"fold {fold + 1} of {folds}")
+            waiting = set(futures)
+            while waiting:
+                done, waiting = wait(waiting, _LOOK_SECONDS, FIRST_COMPLETED)
+                for future in done:
+                    future.result()
+                # Of the folds that run, the first speaks.
+                running = [
+                    text for share, text in zip(shares, texts, strict=True) if text and share < 1
+                ]
+                last = f"{round(float((shares == 1).sum()))} of {folds} folds done"
+                course.say(float(shares.sum()), running[0] if running else last)
         except BaseException:
-            # Ctrl-C must not wait for the folds that have not begun.
+            # Ctrl-C must not wait for folds to end, whether they have begun or not.
+            crew.stop()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+    results = [future.result() for future in futures]
     rows = np.concatenate([judge for judge, _, _ in results])
     logits = np.concatenate([part for _, part, _ in results])
     probabilities = np.concatenate(
@@ -887,6 +1109,11 @@ def _source_counts(data: _Data, rows: NDArray[np.int64]) -> dict[str, dict[str, 
     return table
 
 
+def _parents(container: Container) -> list[str]:
+    """Return the uuids of the containers it was made from."""
+    return list(container.notes.get("derived_from", ()))
+
+
 def _about(containers: Sequence[Container]) -> dict[str, Any]:
     """Return what the containers say of themselves; differing texts are joined."""
     about: dict[str, Any] = {}
@@ -918,7 +1145,8 @@ def fit_head(
     """Train a head.
 
     Rows marked test are never touched. See the module for what stops and calibrates it. The same
-    arguments give the same bits, whatever the number of threads.
+    arguments give the same bits, whatever the number of threads. Containers may be larger than the
+    memory: of features, at most `engine.rows.MEMORY_BYTES` are held.
 
     Parameters
     ----------
@@ -946,9 +1174,10 @@ def fit_head(
     name : str, optional
         The head's name; that of the first file if None.
     threads : int, optional
-        Folds computed at once; the number of cores if None.
+        Threads that share the folds, or the rows of one fit; the number of cores if None.
     progress : callable, optional
-        Called as ``progress(done, total, text)``.
+        Called as ``progress(done, total, text)`` with whole numbers, from the calling thread:
+        after every iteration of a fit, and about every 0.2 s of a cross-validation.
 
     Returns
     -------
@@ -971,16 +1200,25 @@ def fit_head(
     if target != "label":
         raise ValueError(f"target is {target!r}; only 'label' can be learned so far")
     containers = _as_containers(container)
-    data = _load(containers, _learning_rows)
-    total = (cv or 0) + 1
-    done = 0
+    if cv is not None:
+        _check_folds(cv)
+    course = _Course((cv or 0) + 1, progress)
+    with Crew.of(threads) as crew, Rows(containers) as features:
+        data = _load(containers, features, _learning_rows, course.reading(crew))
+        return _fit_head(data, settings, class_weights, cv, name, crew, course)
 
-    def advance(text: str) -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, total, text)
 
+def _fit_head(
+    data: _Data,
+    settings: _Settings,
+    class_weights: str | None,
+    cv: int | None,
+    name: str | None,
+    crew: Crew,
+    course: _Course,
+) -> Head:
+    """Train a head of rows that were found sound."""
+    containers, kind = data.containers, settings.kind
     learned, valid = _sides(data)
     originals = _originals(data, learned)
     check_classes(
@@ -993,25 +1231,30 @@ def fit_head(
     )
     metrics: dict[str, Any] = {}
     if cv is not None:
-        folds = _cross_validate(data, learned, valid, cv, settings, threads, advance)
+        folds = _cross_validate(data, learned, valid, cv, settings, crew, course)
+        work = course.work(crew, cv).part(0.0, 1.0, "head")
         if valid is None:
-            fitted = _fit(data, learned, None, settings, epochs=folds.iterations)
+            fitted = _fit(data, learned, None, settings, work, epochs=folds.iterations)
             too_few = _too_few(data, learned)
             if too_few is None:
                 _calibrate(fitted, folds.logits, data.labels[folds.rows], settings)
             else:
                 fitted.notes.append(too_few)
         else:
-            fitted, _ = _fit_calibrated(data, learned, valid, settings)
+            fitted, _ = _fit_calibrated(data, learned, valid, settings, work)
         metrics = {**folds.evaluation.to_json(), "protocol": folds.protocol}
     else:
-        fitted, judged = _fit_calibrated(data, learned, valid, settings)
+        work = course.work(crew, 0)
+        fitted, judged = _fit_calibrated(data, learned, valid, settings, work)
+        work.report(1.0, "figures and their intervals")
         if judged is None:
             split = "train"
             protocol = "the training rows themselves: says nothing about other patients; use --cv"
             rows = _originals(data, learned)
             probabilities = to_probabilities(
-                fitted.logits(data.X[rows]), fitted.temperature, multilabel=data.multilabel
+                fitted.logits(data.features, rows, crew),
+                fitted.temperature,
+                multilabel=data.multilabel,
             )
         else:
             rows, probabilities, protocol = judged.rows, judged.probabilities, judged.protocol
@@ -1025,7 +1268,7 @@ def fit_head(
             rows=data.rows[rows],
             split=split,
             notes=[*data.notes, *fitted.notes],
-            seed=seed,
+            seed=settings.seed,
         )
         metrics = {**evaluation.to_json(), "protocol": protocol}
     originals = _originals(data, learned)
@@ -1035,6 +1278,9 @@ def fit_head(
         for c in range(len(data.classes))
     ]
     first = containers[0]
+    given = [each.uuid for each in containers]
+    parents = [uuid for each in containers for uuid in _parents(each)]
+    ancestors = [uuid for uuid in dict.fromkeys(parents) if uuid not in given]
     training = {
         "n_rows": len(originals),
         "n_views": len(learned) - len(originals),
@@ -1042,7 +1288,9 @@ def fit_head(
         "class_counts": dict(zip(data.classes, counts, strict=True)),
         "sources": _source_counts(data, originals),
         "age_range_years": _age_range(data, learned),
-        "data_sets": [other.uuid for other in containers],
+        # Those that were given, and those that they were made from.
+        "data_sets": [*given, *ancestors],
+        "derived_from": ancestors,
         "seed": settings.seed,
         "l2": settings.l2,
         "hidden": settings.hidden if kind == "mlp" else None,
@@ -1072,7 +1320,7 @@ def fit_head(
         metrics=metrics,
         about=_about(containers),
     )
-    advance("head")
+    course.say(math.inf, "head")
     return head
 
 
@@ -1113,21 +1361,23 @@ def cross_validate(
         As in `fit_head`; also a class with fewer patients than folds.
     """
     settings = _settings(kind, l2, hidden, class_weights, seed)
-    data = _load(_as_containers(container), _learning_rows)
-    learned, valid = _sides(data)
-    done = 0
-
-    def advance(text: str) -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, folds, text)
-
-    return _cross_validate(data, learned, valid, folds, settings, threads, advance).evaluation
+    _check_folds(folds)
+    containers = _as_containers(container)
+    course = _Course(folds, progress)
+    with Crew.of(threads) as crew, Rows(containers) as features:
+        data = _load(containers, features, _learning_rows, course.reading(crew))
+        learned, valid = _sides(data)
+        return _cross_validate(data, learned, valid, folds, settings, crew, course).evaluation
 
 
 def evaluate_head(
-    head: Head, container: Container, split: str | None = "test", *, seed: int = 0
+    head: Head,
+    container: Container,
+    split: str | None = "test",
+    *,
+    seed: int = 0,
+    threads: int | None = None,
+    progress: Progress | None = None,
 ) -> Evaluation:
     """Judge a head by rows of a container.
 
@@ -1143,6 +1393,8 @@ def evaluate_head(
         any marks is taken whole.
     seed : int
         Of the bootstrap.
+    threads, progress
+        As in `fit_head`.
 
     Returns
     -------
@@ -1199,16 +1451,37 @@ def evaluate_head(
             f"{container.path}: no rows of split {split!r} to judge ({found}); choose another "
             "split, or mark rows in the manifest"
         )
-    data = _load((container,), choose)
+    blocks = blocks_from_notes(container.blocks)
+    course = _Course(1, progress)
+    with Crew.of(threads) as crew, Rows((container,)) as features:
+        data = _load((container,), features, choose, course.reading(crew))
+        feed = Feed(features, np.arange(len(features)))
+        probabilities = np.empty((len(feed), len(head.classes)))
+
+        def predict(part: int) -> None:
+            for rows, X in feed.pieces(part):
+                probabilities[rows] = head.probabilities(head.select(X, blocks))
+
+        for part, _ in enumerate(crew.map(predict, feed.n_parts)):
+            course.say((part + 1) / feed.n_parts, "predicting")
     order = [container.classes.index(class_name) for class_name in head.classes]
     labels = data.labels[:, order] if data.multilabel else np.argsort(order)[data.labels]
     notes = list(data.notes)
-    if (whole or split != "test") and container.uuid in head.training.get("data_sets", ()):
+    learned_from = set(head.training.get("data_sets", ()))
+    if container.uuid in learned_from.difference(head.training.get("derived_from", ())):
+        if whole or split != "test":
+            notes.append(
+                f"head {head.name!r} was trained on {container.path.name}: these figures are of "
+                "rows it has seen and say nothing about other patients; use the "
+                "cross-validation's"
+            )
+    elif learned_from.intersection([container.uuid, *_parents(container)]):
         notes.append(
-            f"head {head.name!r} was trained on {container.path.name}: these figures are of rows "
-            "it has seen and say nothing about other patients; use the cross-validation's"
+            f"head {head.name!r} was trained on a container that {container.path.name} was made "
+            "from, or that was made from it or from the same: unless the same rows were marked "
+            "test in both, these figures are of rows it has seen and say nothing about other "
+            "patients"
         )
-    probabilities = head.probabilities(head.select(data.X, blocks_from_notes(container.blocks)))
     return evaluate_predictions(
         probabilities,
         labels,

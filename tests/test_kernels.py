@@ -33,11 +33,18 @@ def test_dot(size):
     np.testing.assert_allclose(out[0], a @ b, rtol=1e-12, atol=1e-14)
 
 
+def _moments(*parts):
+    mean, deviation = np.zeros((2, parts[0].shape[1]))
+    for part in parts:
+        heads.add_moments(part, parts[0][0], mean, deviation)
+    heads.moments(parts[0][0], sum(map(len, parts)), mean, deviation)
+    return mean, deviation
+
+
 def test_moments_and_standardise():
     X = np.random.default_rng(0).normal(1000, 3, (9, 5)).astype(np.float32)
     X[:, 2] = 0.1
-    mean, deviation = np.empty(5), np.empty(5)
-    heads.moments(X, mean, deviation)
+    mean, deviation = _moments(X[:4], X[4:])
     np.testing.assert_allclose(mean, X.astype(float).mean(0), rtol=1e-14)
     np.testing.assert_allclose(deviation, X.astype(float).std(0), rtol=1e-9)
     assert deviation[2] == 0.0
@@ -48,8 +55,7 @@ def test_moments_and_standardise():
 
 
 def test_moments_of_a_single_row():
-    mean, deviation = np.empty(2), np.empty(2)
-    heads.moments(np.array([[3, -4]], np.float32), mean, deviation)
+    mean, deviation = _moments(np.array([[3, -4]], np.float32))
     assert mean.tolist() == [3, -4]
     assert deviation.tolist() == [0, 0]
 
@@ -133,15 +139,23 @@ def test_linear_loss_and_gradient(task, n, d, k):
             data = naive.multilabel_loss(z, labels, positive * rows, negative * rows)
         return data + 0.5 * l2 * (weight**2).sum()
 
-    gradients = np.full((k, d), np.nan), np.full(k, np.nan)
-    loss = np.empty(1)
     work = np.empty(heads.LANES), np.empty((heads.ROWS, k))
-    if task == "softmax":
-        arguments = (X, labels, row_weights, weight, bias, l2, *work, *gradients, loss)
-        heads.linear_softmax(*arguments)
-    else:
-        data = (X, labels, row_weights, positive, negative)
-        heads.linear_multilabel(*data, weight, bias, l2, *work, *gradients, loss)
+
+    def added(*pieces):
+        results = np.zeros((k, d)), np.zeros(k), np.zeros(1)
+        for piece in pieces:
+            data = X[piece], labels[piece], row_weights[piece]
+            if task == "softmax":
+                heads.linear_softmax(*data, weight, bias, *work, *results)
+            else:
+                data = (*data, positive, negative)
+                heads.linear_multilabel(*data, weight, bias, *work, *results)
+        heads.penalise(weight, l2, results[0], results[2])
+        return results
+
+    *gradients, loss = added(slice(0, heads.ROWS), slice(heads.ROWS, n))
+    for one, other in zip(added(slice(0, n)), (*gradients, loss), strict=True):
+        np.testing.assert_array_equal(one, other)
     np.testing.assert_allclose(loss[0], expected(weight, bias), rtol=1e-12)
     numerical = _numerical_gradient(lambda w: expected(w, bias), weight)
     np.testing.assert_allclose(gradients[0], numerical, rtol=1e-6, atol=1e-8)
@@ -167,14 +181,24 @@ def test_mlp_loss_and_gradient(task, n, d, k, h):
             data = naive.multilabel_loss(z, labels, positive * rows, negative * rows)
         return data + 0.5 * l2 * ((parameters[0] ** 2).sum() + (parameters[2] ** 2).sum())
 
-    gradients = [np.full_like(parameter, np.nan) for parameter in parameters]
-    loss = np.empty(1)
     hidden, back, block = np.empty((4, h)), np.empty((4, h)), np.empty((4, k))
-    tail = (*parameters, l2, np.empty(heads.LANES), hidden, back, block, *gradients, loss)
-    if task == "softmax":
-        heads.mlp_softmax(X, labels, row_weights, *tail)
-    else:
-        heads.mlp_multilabel(X, labels, row_weights, positive, negative, *tail)
+    work = (np.empty(heads.LANES), hidden, back, block)
+
+    def added(*pieces):
+        results = [*map(np.zeros_like, parameters), np.zeros(1)]
+        for piece in pieces:
+            data = X[piece], labels[piece], row_weights[piece]
+            if task == "softmax":
+                heads.mlp_softmax(*data, *parameters, *work, *results)
+            else:
+                heads.mlp_multilabel(*data, positive, negative, *parameters, *work, *results)
+        for number in (0, 2):
+            heads.penalise(parameters[number], l2, results[number], results[-1])
+        return results
+
+    *gradients, loss = added(slice(0, heads.ROWS), slice(heads.ROWS, n))
+    for one, other in zip(added(slice(0, n)), (*gradients, loss), strict=True):
+        np.testing.assert_array_equal(one, other)
     np.testing.assert_allclose(loss[0], expected(parameters), rtol=1e-12)
     for number, parameter in enumerate(parameters):
 
@@ -188,15 +212,16 @@ def test_mlp_loss_and_gradient(task, n, d, k, h):
 def test_the_loss_of_huge_logits_is_finite():
     X = np.array([[1.0]], np.float32)
     weight, bias = np.array([[1e4], [-1e4]]), np.zeros(2)
-    loss, gradients = np.empty(1), (np.empty((2, 1)), np.empty(2))
+    loss, gradients = np.zeros(1), (np.zeros((2, 1)), np.zeros(2))
     work = np.empty(heads.LANES), np.empty((heads.ROWS, 2))
-    heads.linear_softmax(X, np.array([1]), np.ones(1), weight, bias, 0.0, *work, *gradients, loss)
+    heads.linear_softmax(X, np.array([1]), np.ones(1), weight, bias, *work, *gradients, loss)
     assert loss[0] == 2e4
     assert gradients[1].tolist() == [1.0, -1.0]
     labels = np.array([[0, 1]], np.int8)
     ones = np.ones(2)
     data = (X, labels, np.ones(1), ones, ones)
-    heads.linear_multilabel(*data, weight, bias, 0.0, *work, *gradients, loss)
+    loss, gradients = np.zeros(1), (np.zeros((2, 1)), np.zeros(2))
+    heads.linear_multilabel(*data, weight, bias, *work, *gradients, loss)
     assert loss[0] == 2e4
     assert gradients[1].tolist() == [1.0, -1.0]
 

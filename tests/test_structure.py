@@ -19,7 +19,7 @@ FLOORS = [
     {"engine.dicom"},
     {"engine.images", "engine.backbone", "engine.splits", "engine.metrics",
      "engine.calibration", "engine.manifest", "engine.models"},
-    {"engine.optimisation", "engine.pooling", "engine.heads"},
+    {"engine.optimisation", "engine.pooling", "engine.heads", "engine.rows"},
     {"engine.features", "engine.training", "engine.prediction", "engine.phantoms"},
     {"engine"},
     {"engine.cli"},
@@ -29,8 +29,10 @@ ONLY_IMPORTERS = {
     "openvino": {"engine/backbone.py", "engine/models/build.py", "engine/models/saturation.py"},
     "numba": {"engine/kernels"},
     "pydicom": {"engine/dicom.py", "engine/phantoms.py"},
-    "safetensors": {"formats/head_file.py"},
-    "torch": {"engine/models/build.py", "engine/models/folding.py"},
+    "safetensors": {"formats/head_file.py", "formats/convert.py", "formats/_tables.py"},
+    "cryptography": {"formats/signing.py"},
+    "pyarrow": {"formats/convert.py", "formats/_tables.py"},
+    "torch": {"engine/models/build.py", "engine/models/folding.py", "formats/datasets.py"},
 }
 
 

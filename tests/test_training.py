@@ -5,18 +5,30 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import naive
 import numpy as np
 import pytest
 
-from engine import optimisation, training
+from engine import optimisation, train, training
+from engine import rows as row_source
 from engine.errors import MismatchError, SplitError
 from engine.heads import load_head
+from engine.kernels import heads
 from engine.optimisation import minimise
+from engine.rows import Crew, Feed, Rows, Stopped
 from engine.training import cross_validate, evaluate_head, fit_head
-from formats import Container, Corrupt, open_container, write_container
+from formats import (
+    Container,
+    ContainerError,
+    Corrupt,
+    make_key_pair,
+    open_container,
+    sign_container,
+    write_container,
+)
 
 PREPROCESSING = {"version": 1, "height": 8, "width": 8}
 CLASSES = ("bacterial", "normal", "viral")
@@ -34,7 +46,9 @@ def make_rows(n=150, d=12, k=3, seed=0, strength=1.5):
     return X.astype(np.float32), labels.astype(np.uint16), groups.astype(np.uint32)
 
 
-def make_container(path, X, labels, groups=None, *, classes=CLASSES, notes=None, **columns):
+def make_container(
+    path, X, labels, groups=None, *, classes=CLASSES, notes=None, dtype="f32", **columns
+):
     d = X.shape[1]
     columns = {"label": labels, **columns}
     if groups is not None:
@@ -48,7 +62,7 @@ def make_container(path, X, labels, groups=None, *, classes=CLASSES, notes=None,
         "blocks": [{"tap": "final", "pooling": "mean", "offset": 0, "width": d}],
         **(notes or {}),
     }
-    write_container(path, X, full, dtype="f32", columns=columns)
+    write_container(path, X, full, dtype="f32", columns=columns, group_order="given")
     return open_container(path)
 
 
@@ -94,14 +108,16 @@ class Record:
         monkeypatch.setattr(training, "_calibrate", self.calibrate)
         monkeypatch.setattr(training, "_fit_calibrated", self.fit_calibrated)
 
-        def logits(fitted, X):
-            return self.logits(fitted, X)
+        def logits(fitted, features, rows, crew):
+            return self.logits(fitted, features, rows, crew)
 
         monkeypatch.setattr(training._Fitted, "logits", logits)
 
-    def fit(self, data, train, valid, settings, **options):
+    def fit(self, data, train, valid, settings, work, **options):
         self.data = data
-        fitted = self._fit(data, train, valid, settings, **options)
+        # Closed when the training is over.
+        self.X = data.features.X
+        fitted = self._fit(data, train, valid, settings, work, **options)
         self.fits.append((fitted, train, valid))
         return fitted
 
@@ -113,11 +129,8 @@ class Record:
     def train_of(self, fitted):
         return next(train for other, train, _ in self.fits if other is fitted)
 
-    def logits(self, fitted, X):
-        # Every row of these tests is unlike all others.
-        row_of = {row.tobytes(): i for i, row in enumerate(self.data.X)}
-        rows = np.array([row_of[row.tobytes()] for row in X])
-        out = self._logits(fitted, X)
+    def logits(self, fitted, features, rows, crew):
+        out = self._logits(fitted, features, rows, crew)
         self.judged.append((fitted, rows, out))
         return out
 
@@ -127,7 +140,7 @@ class Record:
 
     def check(self):
         """Nothing judged what it learned from, and nothing is known of rows not learned from."""
-        X, groups, views = self.data.X.astype(np.float64), self.data.groups, self.data.views
+        X, groups, views = self.X.astype(np.float64), self.data.groups, self.data.views
         blind = {}
         for fitted, rows, logits in self.judged:
             train = self.train_of(fitted)
@@ -231,7 +244,8 @@ def test_marked_valid_rows_stop_the_fit(tmp_path, monkeypatch, kind):
         [(_, train, _)] = record.fits
         settings = training._settings(kind, 0.0, 64, "balanced", 0)
         best = stopped.training["iterations"]
-        again = training._fit(record.data, train, None, settings, epochs=best)
+        work = training._Work(Crew(1), 0, lambda *_: None)
+        again = training._fit(record.data, train, None, settings, work, epochs=best)
         np.testing.assert_array_equal(again.weights["weight"], stopped.weights["weight"])
 
 
@@ -316,6 +330,88 @@ def test_the_same_seed_gives_the_same_bits_whatever_the_threads(container, kind)
     assert fit_head(container, kind=kind, hidden=8, cv=3, seed=1).digest not in digests
 
 
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+@pytest.mark.parametrize("marked", [False, True], ids=["unmarked", "marked"])
+def test_features_that_do_not_fit_into_memory_give_the_same_bits(
+    tmp_path, monkeypatch, kind, marked
+):
+    X, labels, groups = make_rows(200)
+    one, two = slice(0, 130), slice(130, 200)
+    columns = {"split": split_column(groups)} if marked else {}
+    containers = [
+        make_container(
+            tmp_path / f"{rows.start}.hilum", X[rows], labels[rows], groups[rows],
+            **{name: column[rows] for name, column in columns.items()},
+        )
+        for rows in (one, two)
+    ]  # fmt: skip
+    read_rows, hold = Container.read_rows, Feed.hold
+    read, held = [], []
+
+    def counted(self, rows=None):
+        found = read_rows(self, rows)
+        read.append(len(found))
+        return found
+
+    def noted(self, crew):
+        held.append(len(self))
+        hold(self, crew)
+
+    monkeypatch.setattr(Container, "read_rows", counted)
+    monkeypatch.setattr(Feed, "hold", noted)
+    # Parts of 16 rows, and pieces of 4, so that these rows are many of both.
+    monkeypatch.setattr(row_source, "PART_ROWS", 16)
+    monkeypatch.setattr(row_source, "PIECE_BYTES", 4 * 4 * X.shape[1])
+    monkeypatch.setattr(training, "_BATCH_ROWS", 4)
+    monkeypatch.setattr(training, "_BATCHES_BYTES", 1)
+    digests, evaluations = set(), set()
+    whole = 4 * X.size
+    # Everything held; features held but not a standardised copy for each fit; nothing held.
+    for budget, threads in [(8 * whole, 1), (8 * whole, 3), (2 * whole, 2), (0, 1), (0, 3)]:
+        for module in (row_source, training):
+            monkeypatch.setattr(module, "MEMORY_BYTES", budget)
+        read.clear()
+        held.clear()
+        head = fit_head(containers, kind=kind, hidden=4, cv=2, seed=1, threads=threads)
+        digests.add(head.digest)
+        found = evaluate_head(head, containers[0], "all", threads=threads)
+        evaluations.add(found.probabilities.tobytes())
+        if budget == 0:
+            assert held == []
+            # Rows with gaps are read with the gaps.
+            assert max(read) <= 4 * 4
+        elif budget == 8 * whole:
+            assert held
+    assert len(digests) == len(evaluations) == 1
+    monkeypatch.setattr(row_source, "PART_ROWS", 1 << 20)
+    head = fit_head(containers, kind=kind, hidden=4, cv=2, seed=1)
+    assert head.metrics["auroc_macro"] == pytest.approx(found.auroc_macro, abs=0.2)
+
+
+@pytest.mark.parametrize("when", ["fold ", "head, "])
+def test_ctrl_c_ends_every_thread(container, monkeypatch, when):
+    monkeypatch.setattr(training, "_LOOK_SECONDS", 0.001)
+
+    def interrupt(done, total, text):
+        if text.startswith(when):
+            raise KeyboardInterrupt
+
+    # More threads than folds: folds share the others for their rows.
+    for threads in (3, 8):
+        with pytest.raises(KeyboardInterrupt):
+            fit_head(container, kind="mlp", cv=3, threads=threads, progress=interrupt)
+        names = [thread.name for thread in threading.enumerate()]
+        assert not [name for name in names if name.startswith("hilum")]
+
+
+def test_a_file_that_was_exchanged_is_not_read(tmp_path, container):
+    other = tmp_path / "o.hilum"
+    make_container(other, *make_rows(60, seed=3)).close()
+    other.replace(container.path)
+    with pytest.raises(MismatchError, match=r"c\.hilum: holds another container .* open it again"):
+        fit_head(container)
+
+
 def test_cross_validation_predicts_every_row_once_and_blind(tmp_path):
     # Labels by coin: whoever sees a patient twice does better than chance here.
     rng = np.random.default_rng(5)
@@ -336,7 +432,15 @@ def test_cross_validated_head_carries_the_figures(container):
     found = cross_validate(container, folds=3)
     assert {key: head.metrics[key] for key in found.to_json()} == found.to_json()
     assert head.metrics["protocol"].startswith("3-fold cross-validation")
-    assert [step[:2] for step in said] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    done = [step[0] for step in said]
+    # Ten for the reading, a hundred for each fold and for the head itself.
+    assert {step[1] for step in said} == {410}
+    assert done == sorted(done)
+    assert done[0] <= 10
+    assert done[-1] == 410
+    assert said[-1][2] == "head"
+    assert {"checking c.hilum", "3 of 3 folds done"} <= {step[2] for step in said}
+    assert any(text.startswith("head, iteration ") and "loss" in text for *_, text in said)
     assert head.training["n_rows"] == container.n_rows
 
 
@@ -463,13 +567,14 @@ def test_features_that_are_not_finite_are_refused_by_row(container, monkeypatch)
 
     def spoilt(self, rows=None):
         X = read_rows(self, rows).copy()
+        numbers = np.arange(self.n_rows)[rows]
         # Their sum is an invalid operation, which NumPy warns of.
-        X[17, 2:4] = np.inf, -np.inf
-        X[30, 0] = np.nan
+        X[numbers == 17, 2:4] = np.inf, -np.inf
+        X[numbers == 30, 0] = np.nan
         return X
 
     monkeypatch.setattr(Container, "read_rows", spoilt)
-    monkeypatch.setattr(training, "_BLOCK_ROWS", 8)
+    monkeypatch.setattr(row_source, "PIECE_BYTES", 8 * 4 * container.dim)
     with pytest.raises(SplitError, match=r"c\.hilum: row 17 \(and 1 more\)"):
         fit_head(container)
 
@@ -535,6 +640,39 @@ def test_classes_in_another_order_are_the_same_classes(tmp_path, container):
     assert "rows it has seen" in one.pop("notes")[0]
     assert two.pop("notes") == []
     assert one == two
+
+
+def test_a_head_knows_the_relatives_of_its_containers(tmp_path, container):
+    """A copy with other marks, or rows that were merged, are judged as good as learned from."""
+    X, labels, groups = make_rows()
+    splits = split_column(groups)
+    marked = make_container(tmp_path / "m.hilum", X, labels, groups, split=splits)
+    heads = fit_head(container), fit_head(marked)
+    assert heads[0].training["data_sets"] == [container.uuid]
+    children = {
+        name: make_container(
+            tmp_path / f"{name}.hilum", X, labels, groups, split=splits,
+            notes={"derived_from": parents},
+        )
+        for name, parents in {
+            "child": [container.uuid, "f" * 32], "sister": ["f" * 32], "none": ["e" * 32]
+        }.items()
+    }  # fmt: skip
+    child = fit_head(children["child"])
+    assert child.training["data_sets"] == [children["child"].uuid, container.uuid, "f" * 32]
+    for head, judged, related in [
+        (heads[0], children["child"], True),
+        (child, children["sister"], True),
+        (child, container, True),
+        (child, children["none"], False),
+        # The test rows of the container it learned from.
+        (heads[1], marked, False),
+    ]:
+        notes = evaluate_head(head, judged).notes
+        assert [("was made from" in note) for note in notes] == ([True] if related else [])
+    both = fit_head([children["sister"], make_container(tmp_path / "o.hilum", *make_rows(seed=5))])
+    assert both.training["data_sets"][::2] == [children["sister"].uuid, "f" * 32]
+    assert both.training["derived_from"] == ["f" * 32]
 
 
 def test_evaluation_takes_marked_rows_or_all(tmp_path, container):
@@ -825,3 +963,107 @@ def test_the_line_search_keeps_the_strong_wolfe_conditions():
         step = float(point[0] / direction[0])
         assert at <= value + 1e-4 * step * slope
         assert abs(dot(at_gradient, direction)) <= 0.9 * abs(slope)
+
+
+def test_only_containers_that_a_key_vouches_for_are_learned_from(tmp_path, container, capsys):
+    pytest.importorskip("cryptography", reason="the package cryptography is not installed")
+    ours, theirs, strangers = (make_key_pair(tmp_path / f"{name}.pem") for name in "abc")
+    other = make_container(tmp_path / "o.hilum", *make_rows(60, seed=3))
+    output = tmp_path / "h.safetensors"
+
+    def run(*keys):
+        data = [str(container.path), str(other.path)]
+        options = [part for key in keys for part in ("--require-signed-by", str(key.public_path))]
+        code = train.main([*data, "-o", str(output), "--quiet", *options])
+        written = output.exists()
+        output.unlink(missing_ok=True)
+        return code, written, capsys.readouterr().err
+
+    sign_container(container.path, ours.private_path)
+    code, written, said = run(ours)
+    assert (code, written) == (1, False)
+    assert "o.hilum" in said
+    sign_container(other.path, theirs.private_path)
+    code, written, said = run(ours)
+    assert (code, written) == (1, False)
+    assert "o.hilum" in said
+    assert run(ours, theirs)[:2] == (0, True)
+    assert run(strangers)[:2] == (1, False)
+    assert run()[:2] == (0, True)
+    flip_a_bit(other.path, other.size_bytes - 1)
+    assert run(ours, theirs)[:2] == (1, False)
+
+
+def test_a_key_that_is_missing_is_a_wrong_command_line(tmp_path, container, capsys):
+    with pytest.raises(SystemExit) as left:
+        train.main(
+            [str(container.path), "-o", str(tmp_path / "h.safetensors"),
+             "--require-signed-by", str(tmp_path / "no.pem")]
+        )  # fmt: skip
+    assert left.value.code == 2
+    assert "no.pem" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16", "i8"])
+def test_rows_are_read_alike_however_they_lie(tmp_path, monkeypatch, dtype):
+    rng = np.random.default_rng(6)
+    containers = []
+    for number in range(2):
+        X, labels, groups = make_rows(300, seed=number)
+        path = tmp_path / f"{number}.hilum"
+        make_container(path, X, labels, groups, dtype=dtype).close()
+        containers.append(open_container(path))
+    truth = np.concatenate([container.read_rows() for container in containers])
+    origin = np.repeat([0, 1], 300)
+    mean, scale = truth.mean(axis=0), truth.std(axis=0)
+    standard = np.empty_like(truth)
+    heads.standardise(truth, mean, scale, standard)
+    orders = {
+        "all": np.arange(600),
+        "with gaps": np.flatnonzero(rng.random(600) < 0.6),
+        "few": np.array([3, 150, 299, 300, 599]),
+        "shuffled": rng.permutation(600),
+        "few and shuffled": np.array([290, 2, 599, 310, 5]),
+        "one": np.array([17]),
+        "none": np.empty(0, np.int64),
+    }
+    monkeypatch.setattr(row_source, "PART_ROWS", 64)
+    monkeypatch.setattr(row_source, "PIECE_BYTES", 4 * 12 * 16)
+    for budget in (0, 1 << 20):
+        monkeypatch.setattr(row_source, "MEMORY_BYTES", budget)
+        with Crew(2) as crew, Rows(containers) as features:
+            features.choose(np.tile(np.arange(300), 2), origin, crew)
+            assert (features.X is None) == (budget == 0)
+            for name, index in orders.items():
+                feed = Feed(features, index, mean, scale)
+                for hold in (False, True):
+                    found = np.full((len(index), 12), np.nan, np.float32)
+                    for part in range(feed.n_parts):
+                        for rows, X in feed.pieces(part):
+                            found[rows] = X
+                    np.testing.assert_array_equal(found, standard[index], err_msg=name)
+                    turned = rng.permutation(len(index))
+                    np.testing.assert_array_equal(feed.take(turned), standard[index[turned]])
+                    if not hold:
+                        feed.hold(crew)
+    with pytest.raises(ContainerError, match="closed"):
+        features.containers[0].read_rows()
+    assert containers[0].read_rows().shape == (300, 12)
+
+
+def test_a_crew_gives_results_in_order_and_the_first_error():
+    def work(number):
+        if number == 7:
+            raise ValueError(number)
+        return number
+
+    for threads in (1, 3):
+        with Crew(threads) as crew:
+            assert list(crew.map(work, 7)) == list(range(7))
+            found = []
+            with pytest.raises(ValueError, match="7"):
+                found.extend(crew.map(work, 40))
+            crew.stop()
+            for one in (crew, crew.alone()):
+                with pytest.raises(Stopped):
+                    list(one.map(work, 5))

@@ -20,6 +20,7 @@ __all__ = [
     "LANES",
     "ROWS",
     "adam_step",
+    "add_moments",
     "dot",
     "lbfgs_direction",
     "linear_multilabel",
@@ -29,6 +30,7 @@ __all__ = [
     "mlp_multilabel",
     "mlp_softmax",
     "moments",
+    "penalise",
     "sigmoid",
     "softmax",
     "standardise",
@@ -73,26 +75,29 @@ def dot(a: F64, b: F64, lanes: F64, out: F64) -> None:
 
 
 @kernel
-def moments(X: F32, mean: F64, deviation: F64) -> None:
-    """Write mean and population standard deviation of every column of X (n, d).
-
-    Sums are of differences to the first row: a constant column has exactly no deviation.
-    """
+def add_moments(X: F32, origin: F32, sums: F64, squares: F64) -> None:
+    """Add the rows of X (n, d), less the row origin (d,), to sums and to sums of squares (d,)."""
     n, d = X.shape
-    for j in range(d):
-        mean[j] = 0.0
-        deviation[j] = 0.0
     for i in range(n):
         for j in range(d):
-            difference = wide(X[i, j]) - wide(X[0, j])
-            mean[j] += difference
-            deviation[j] += difference * difference
-    for j in range(d):
+            difference = wide(X[i, j]) - wide(origin[j])
+            sums[j] += difference
+            squares[j] += difference * difference
+
+
+@kernel
+def moments(origin: F32, n: int, mean: F64, deviation: F64) -> None:
+    """Turn what `add_moments` summed over n rows into mean and population standard deviation.
+
+    In place, (d,) each. Sums are of differences to one of the rows: a constant column has exactly
+    no deviation.
+    """
+    for j in range(mean.shape[0]):
         average = mean[j] / n
         variance = deviation[j] / n - average * average
         if variance < 0.0:
             variance = 0.0
-        mean[j] = wide(X[0, j]) + average
+        mean[j] = wide(origin[j]) + average
         deviation[j] = np.sqrt(variance)
 
 
@@ -102,7 +107,9 @@ def standardise(X: F32, mean: F32, scale: F32, out: F32) -> None:
     n, d = X.shape
     for i in range(n):
         for j in range(d):
-            out[i, j] = (wide(X[i, j]) - wide(mean[j])) / wide(scale[j])
+            # Python's division raises where the divisor is zero; looking for that at every element
+            # took seven times as long.
+            out[i, j] = np.divide(wide(X[i, j]) - wide(mean[j]), wide(scale[j]))
 
 
 @kernel
@@ -247,14 +254,14 @@ def _multilabel_residual(
 
 
 @kernel
-def _penalise(weight: F64, l2: float, gradient: F64) -> float:
-    """Add l2 * weight to the gradient and return 0.5 * l2 * |weight|^2."""
+def penalise(weight: F64, l2: float, gradient: F64, loss: F64) -> None:
+    """Add 0.5 * l2 * |weight|^2 to ``loss[0]`` and its gradient, l2 * weight, to the gradient."""
     squares = 0.0
     for c in range(weight.shape[0]):
         for j in range(weight.shape[1]):
             squares += weight[c, j] * weight[c, j]
             gradient[c, j] += l2 * weight[c, j]
-    return 0.5 * l2 * squares
+    loss[0] += 0.5 * l2 * squares
 
 
 @kernel
@@ -264,17 +271,16 @@ def linear_softmax(
     row_weights: F64,
     weight: F64,
     bias: F64,
-    l2: float,
     lanes: F64,
     block: F64,
     weight_gradient: F64,
     bias_gradient: F64,
     loss: F64,
 ) -> None:
-    """Write loss and gradient of a linear softmax head; X is read once.
+    """Add loss and gradient of rows of a linear softmax head; X is read once.
 
-    The loss is sum_i row_weights[i] * cross entropy_i + l2/2 |weight|^2; the bias is not
-    penalised.
+    The loss is sum_i row_weights[i] * cross entropy_i. Rows that come in several calls give the
+    bits of one call with all of them, if every call but the last has a multiple of `ROWS`.
 
     Parameters
     ----------
@@ -286,24 +292,20 @@ def linear_softmax(
         Usually summing to 1.
     weight, bias : float64 (k, d), (k,)
         Parameters.
-    l2 : float
-        Penalty.
     lanes, block : float64 (LANES,), (ROWS, k)
         Work space.
     weight_gradient, bias_gradient, loss : float64 (k, d), (k,), (1,)
-        Filled.
+        Added to.
     """
     n = X.shape[0]
-    weight_gradient[:] = 0.0
-    bias_gradient[:] = 0.0
-    total = 0.0
+    total = loss[0]
     for start in range(0, n, ROWS):
         rows = min(ROWS, n - start)
         _block_logits(X, start, rows, weight, bias, lanes, block)
         for r in range(rows):
             total += _softmax_residual(block[r], labels[start + r], row_weights[start + r])
         _add_gradient(X, start, rows, block, weight_gradient, bias_gradient)
-    loss[0] = total + _penalise(weight, l2, weight_gradient)
+    loss[0] = total
 
 
 @kernel
@@ -315,22 +317,19 @@ def linear_multilabel(
     negative: F64,
     weight: F64,
     bias: F64,
-    l2: float,
     lanes: F64,
     block: F64,
     weight_gradient: F64,
     bias_gradient: F64,
     loss: F64,
 ) -> None:
-    """Write loss and gradient of a linear multi-label head; X is read once.
+    """Add loss and gradient of rows of a linear multi-label head; X is read once.
 
     As `linear_softmax`, but labels are int8 (n, k) of 1, 0 or below 0 (masked), and the binary
     cross entropy of label c weighs positive[c] where it is 1 and negative[c] where it is 0.
     """
     n = X.shape[0]
-    weight_gradient[:] = 0.0
-    bias_gradient[:] = 0.0
-    total = 0.0
+    total = loss[0]
     for start in range(0, n, ROWS):
         rows = min(ROWS, n - start)
         _block_logits(X, start, rows, weight, bias, lanes, block)
@@ -339,7 +338,7 @@ def linear_multilabel(
                 block[r], labels[start + r], row_weights[start + r], positive, negative
             )
         _add_gradient(X, start, rows, block, weight_gradient, bias_gradient)
-    loss[0] = total + _penalise(weight, l2, weight_gradient)
+    loss[0] = total
 
 
 @kernel
@@ -392,7 +391,6 @@ def mlp_softmax(
     hidden_bias: F64,
     weight: F64,
     bias: F64,
-    l2: float,
     lanes: F64,
     hidden: F64,
     back: F64,
@@ -403,17 +401,13 @@ def mlp_softmax(
     bias_gradient: F64,
     loss: F64,
 ) -> None:
-    """Write loss and gradient of a softmax head with one hidden ReLU layer.
+    """Add loss and gradient of rows of a softmax head with one hidden ReLU layer.
 
-    As `linear_softmax`, with hidden_weight (h, d), weight (k, h), both penalised, and the work
+    As `linear_softmax`, with hidden_weight (h, d), weight (k, h), and the work
     spaces hidden and back of (ROWS, h).
     """
     n = X.shape[0]
-    hidden_weight_gradient[:] = 0.0
-    hidden_bias_gradient[:] = 0.0
-    weight_gradient[:] = 0.0
-    bias_gradient[:] = 0.0
-    total = 0.0
+    total = loss[0]
     for start in range(0, n, ROWS):
         rows = min(ROWS, n - start)
         _block_logits(X, start, rows, hidden_weight, hidden_bias, lanes, hidden)
@@ -424,8 +418,7 @@ def mlp_softmax(
         _back(block, rows, weight, hidden, back)
         _add_gradient(hidden, 0, rows, block, weight_gradient, bias_gradient)
         _add_gradient(X, start, rows, back, hidden_weight_gradient, hidden_bias_gradient)
-    total += _penalise(hidden_weight, l2, hidden_weight_gradient)
-    loss[0] = total + _penalise(weight, l2, weight_gradient)
+    loss[0] = total
 
 
 @kernel
@@ -439,7 +432,6 @@ def mlp_multilabel(
     hidden_bias: F64,
     weight: F64,
     bias: F64,
-    l2: float,
     lanes: F64,
     hidden: F64,
     back: F64,
@@ -450,16 +442,12 @@ def mlp_multilabel(
     bias_gradient: F64,
     loss: F64,
 ) -> None:
-    """Write loss and gradient of a multi-label head with one hidden ReLU layer.
+    """Add loss and gradient of rows of a multi-label head with one hidden ReLU layer.
 
     Labels and their weights as in `linear_multilabel`, everything else as in `mlp_softmax`.
     """
     n = X.shape[0]
-    hidden_weight_gradient[:] = 0.0
-    hidden_bias_gradient[:] = 0.0
-    weight_gradient[:] = 0.0
-    bias_gradient[:] = 0.0
-    total = 0.0
+    total = loss[0]
     for start in range(0, n, ROWS):
         rows = min(ROWS, n - start)
         _block_logits(X, start, rows, hidden_weight, hidden_bias, lanes, hidden)
@@ -472,8 +460,7 @@ def mlp_multilabel(
         _back(block, rows, weight, hidden, back)
         _add_gradient(hidden, 0, rows, block, weight_gradient, bias_gradient)
         _add_gradient(X, start, rows, back, hidden_weight_gradient, hidden_bias_gradient)
-    total += _penalise(hidden_weight, l2, hidden_weight_gradient)
-    loss[0] = total + _penalise(weight, l2, weight_gradient)
+    loss[0] = total
 
 
 @kernel
