@@ -1285,7 +1285,7 @@ def _scales(given: npt.ArrayLike, dim: int, dtype: str) -> NDArray[np.float32]:
         finite = np.isfinite(scales * np.float32(127)).all()
     if scales.shape != (dim,) or not finite:
         raise ValueError(
-            f"scales have shape {scales.shape}, expected {dim} numbers of which 127 times are finite"
+            f"scales have shape {scales.shape}, expected {dim} numbers that stay finite times 127"
         )
     return scales
 
