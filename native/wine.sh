@@ -30,6 +30,7 @@ fi
 
 # A prefix of its own: nothing of the user's is touched, no window opened, no .NET or browser fetched.
 export WINEPREFIX="$work/prefix" WINEARCH=win64 WINEDEBUG=-all WINEDLLOVERRIDES="mscoree,mshtml="
+export LC_ALL=C.UTF-8 # wine writes file names in the locale's letters: a bare one has no umlauts
 unset DISPLAY WAYLAND_DISPLAY
 trap 'wineserver -k 2>/dev/null || true; wineserver -w 2>/dev/null || true; rm -rf "$work"' EXIT
 x86_64-w64-mingw32-gcc --version | head -n 1
