@@ -67,6 +67,8 @@ COMMANDS = {
 }
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# ENODEV: a drive that was removed
+_MACHINE = (*_DISK_FULL, errno.ENODEV)
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -160,7 +162,10 @@ def seed(text: str) -> int:
 
 
 def check_files(
-    options: argparse.ArgumentParser, inputs: Iterable[str], outputs: Iterable[str | None]
+    options: argparse.ArgumentParser,
+    inputs: Iterable[str],
+    outputs: Iterable[str | None],
+    figures: str | None = None,
 ) -> None:
     """End the command with advice where its files cannot be what they are named for.
 
@@ -173,6 +178,8 @@ def check_files(
     outputs : iterable of (str or None)
         Files that will be written, None is skipped: never an input, never twice the same, and
         each in a folder that is there.
+    figures : str or None
+        One more of them, JSON: it replaces JSON only.
     """
 
     def identity(path: str) -> object:
@@ -191,7 +198,7 @@ def check_files(
             reason = error.strerror if isinstance(error, OSError) else str(error)
             options.error(f"{path}: {reason}; check the spelling")
     written: set[object] = set()
-    for path in [output for output in outputs if output is not None]:
+    for path in [output for output in (*outputs, figures) if output is not None]:
         if Path(path).name in ("", ".."):
             options.error(f"{path!r} names no file to write; name one")
         if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir may raise
@@ -204,6 +211,22 @@ def check_files(
         if file in written:
             options.error(f"{path}: is named for two outputs; name another for one of them")
         written.add(file)
+    if figures is not None and not _may_be_replaced_by_json(figures):
+        options.error(f"{figures}: is there already and is no JSON; name another file")
+
+
+def _may_be_replaced_by_json(path: str) -> bool:
+    """Whether nothing stands at a path, or nothing that a slip in a command could cost."""
+    try:
+        if not os.path.exists(path):  # noqa: PTH110 - Path.exists may raise
+            return True
+        if not os.path.isfile(path):  # noqa: PTH113
+            return False
+        with open(path, "rb") as stream:  # noqa: PTH123
+            start = stream.read(64).lstrip()
+    except (OSError, ValueError):
+        return True  # writing it says what is wrong
+    return start[:1] in (b"", b"{", b"[")
 
 
 def evaluation_table(figures: Mapping[str, Any]) -> str:
@@ -258,7 +281,7 @@ def exit_code_of(error: EngineError | OSError) -> int:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno is not None:
-            return EXIT_MACHINE if cause.errno in _DISK_FULL else EXIT_USAGE
+            return EXIT_MACHINE if cause.errno in _MACHINE else EXIT_USAGE
         cause = cause.__cause__
     return EXIT_SOME_FAILED
 

@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     options = parser()
     arguments = options.parse_args(argv)
-    check_files(options, (arguments.head, arguments.data), (arguments.json,))
+    check_files(options, (arguments.head, arguments.data), (), arguments.json)
     return run(lambda: _evaluate(arguments))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import signal
 import sys
@@ -239,6 +240,12 @@ def _extract(options: argparse.ArgumentParser, arguments: argparse.Namespace) ->
                 elif arguments.resume:
                     print("there was nothing to resume: all images were worked on")
                 print(_summary(container, arguments.output))
+    if extraction.n_twice:
+        report(
+            f"warning: {extraction.n_twice} images are copies of others, "
+            f"{extraction.n_contradicting} of them under another patient, label or split; look at "
+            "the manifest: a head would be tested on images it has learned"
+        )
     n_failed = len(extraction.failures) + extraction.n_failed_before
     if n_failed:
         before = (
@@ -258,7 +265,7 @@ def _about(options: argparse.ArgumentParser, path: str | None) -> dict[str, Any]
     if path is None:
         return None
     try:
-        about = json.loads(Path(path).read_text(encoding="utf-8"))
+        about = json.loads(_read(path))
     except ValueError as error:
         options.error(f"{path}: not JSON ({error})")
     except OSError as error:
@@ -268,11 +275,18 @@ def _about(options: argparse.ArgumentParser, path: str | None) -> dict[str, Any]
     return about
 
 
+def _read(path: str) -> bytes:
+    """Read a file that somebody named, unless it is a pipe that may never end."""
+    if Path(path).exists() and not Path(path).is_file():
+        raise OSError(errno.EINVAL, "is no regular file")
+    return Path(path).read_bytes()
+
+
 def _secret(options: argparse.ArgumentParser, path: str | None) -> bytes | None:
     if path is None:
         return None
     try:
-        secret = Path(path).read_bytes().strip()
+        secret = _read(path).strip()
     except OSError as error:
         options.error(f"{path}: {error.strerror}")
     if len(secret) < _SECRET_BYTES:

@@ -69,6 +69,10 @@ class Extraction:
         Images that an earlier run had worked on.
     n_failed_before : int
         Those of them that did not become rows.
+    n_twice : int
+        With sample keys: rows whose image file is that of an earlier row.
+    n_contradicting : int
+        Those of them with another patient, label or split than that row.
     unfinished : Path or None
         After an error: the file that keeps the rows for a run with ``resume``.
     """
@@ -79,6 +83,8 @@ class Extraction:
     failures: list[tuple[Path, EngineError]] = field(default_factory=list)
     n_resumed: int = 0
     n_failed_before: int = 0
+    n_twice: int = 0
+    n_contradicting: int = 0
     unfinished: Path | None = None
 
 
@@ -327,7 +333,28 @@ def extract_features(
                 result.unfinished = Path(f"{out}.part")
                 result.n_done, result.n_rows = writer.n_items, writer.n_rows
             raise
-    return formats.open_container(out)
+    container = formats.open_container(out)
+    _count_twice(container, result)
+    return container
+
+
+def _count_twice(container: formats.Container, result: Extraction) -> None:
+    """Count image files that are there more than once, as their keys tell."""
+    if container.sample_keys is None:
+        return
+    _, first, image = np.unique(
+        container.sample_keys, axis=0, return_index=True, return_inverse=True
+    )
+    original = first[image.reshape(-1)]
+    again = original != np.arange(container.n_rows)
+    differs = np.zeros(container.n_rows, np.bool_)
+    for name in ("group", "label", "split"):
+        column = container.columns.get(name)
+        if column is not None:
+            other = column != column[original]
+            differs |= other.any(axis=1) if other.ndim == 2 else other
+    result.n_twice = int(np.count_nonzero(again))
+    result.n_contradicting = int(np.count_nonzero(again & differs))
 
 
 def _extract_rows(
@@ -352,7 +379,7 @@ def _extract_rows(
                 samples[chunk[0]].path,
                 f"is gone, and so are the {_NEIGHBOURS} images looked at beside it: the folder or "
                 "drive was removed. Bring it back, and give the same command with --resume.",
-            ) from FileNotFoundError(errno.ENOENT, "gone")
+            ) from OSError(errno.ENODEV, "gone")
         failures = _append(writer, table, samples, chunk, vectors, keys)
         for number in chunk:
             path = samples[number].path
@@ -386,9 +413,12 @@ def _has_vanished(
 
 
 def _digest(value: object) -> str:
-    """Return a short name of what a run was begun with, to be compared and never read."""
+    """Return a short name of what a run was begun with, to be compared and never read.
+
+    So short that it tells two runs apart, but not one patient's identifier from all others.
+    """
     text = json.dumps(value, sort_keys=True, default=repr)
-    return hashlib.sha256(os.fsencode(text)).hexdigest()[:32]
+    return hashlib.sha256(os.fsencode(text)).hexdigest()[:8]
 
 
 _JOB_WORDS = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -104,6 +105,11 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
+def _printable(name: str) -> str:
+    """Turn a file name of any bytes into text."""
+    return os.fsencode(name).decode("utf-8", "replace")
+
+
 def _folds(text: str) -> int:
     value = count_up_to(1000)(text)
     if value < 2:
@@ -137,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser()
     arguments = options.parse_args(argv)
     inputs = (*arguments.data, *arguments.require_signed_by)
-    check_files(options, inputs, (arguments.output, arguments.json))
+    check_files(options, inputs, (arguments.output,), arguments.json)
     return run(lambda: _train(arguments))
 
 
@@ -189,7 +195,7 @@ def _train(arguments: argparse.Namespace) -> int:
             class_weights="balanced" if arguments.class_weights == "balanced" else None,
             seed=arguments.seed,
             cv=arguments.cv,
-            name=arguments.name or Path(arguments.output).stem,
+            name=arguments.name or _printable(Path(arguments.output).stem),
             progress=progress,
         )
     head.save(arguments.output)

@@ -341,6 +341,11 @@ def _not_finite(features: Rows, work: _Work) -> NDArray[np.int64]:
     return np.flatnonzero(~finite)
 
 
+def _nth(number: int, n: int) -> str:
+    """Name one of the containers given, without its file's name."""
+    return "the container" if n == 1 else f"container {number + 1} of {n}"
+
+
 def _short(value: object) -> str:
     text = str(value)
     return f"{text[:12]}..." if len(text) == 64 and text.isalnum() else text
@@ -382,8 +387,9 @@ def _load(
         else:
             row_groups = rows
             notes.append(
-                f"{container.path.name} has no patients: every row was taken for another patient; "
-                "if some patients have several images, figures are too good"
+                # Notes travel with the head: a file's name may be a person's.
+                f"{_nth(number, len(containers))} has no patients: every row was taken for another "
+                "patient; if some patients have several images, figures are too good"
             )
         parts["labels"].append(labels[rows])
         parts["groups"].append(row_groups + n_groups)
@@ -1471,16 +1477,14 @@ def evaluate_head(
     if container.uuid in learned_from.difference(head.training.get("derived_from", ())):
         if whole or split != "test":
             notes.append(
-                f"head {head.name!r} was trained on {container.path.name}: these figures are of "
-                "rows it has seen and say nothing about other patients; use the "
-                "cross-validation's"
+                f"head {head.name!r} was trained on this container: these figures are of rows it "
+                "has seen and say nothing about other patients; use the cross-validation's"
             )
     elif learned_from.intersection([container.uuid, *_parents(container)]):
         notes.append(
-            f"head {head.name!r} was trained on a container that {container.path.name} was made "
-            "from, or that was made from it or from the same: unless the same rows were marked "
-            "test in both, these figures are of rows it has seen and say nothing about other "
-            "patients"
+            f"head {head.name!r} was trained on a container that this one was made from, or that "
+            "was made from it or from the same: unless the same rows were marked test in both, "
+            "these figures are of rows it has seen and say nothing about other patients"
         )
     return evaluate_predictions(
         probabilities,

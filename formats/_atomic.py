@@ -7,8 +7,10 @@ import errno
 import os
 import secrets
 import shutil
+import stat
 from os import PathLike
 from pathlib import Path
+from typing import BinaryIO
 
 from formats.errors import WriteError
 
@@ -91,6 +93,36 @@ def write_at(descriptor: int, data: bytes | bytearray | memoryview, offset: int 
             done = os.write(descriptor, piece)
             offset += done
         rest = rest[done:]
+
+
+def open_regular(path: str | PathLike[str]) -> BinaryIO:
+    """Open a file for reading, but nothing that a program could wait for without end.
+
+    Parameters
+    ----------
+    path : str or PathLike
+        The file.
+
+    Returns
+    -------
+    binary file
+        Unbuffered.
+
+    Raises
+    ------
+    OSError
+        As `open` does; also for a pipe, a socket or a device, which may never give a byte.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+    # without it, opening a pipe that nobody writes to would not return
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+        raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+    return os.fdopen(descriptor, "rb", buffering=0)
 
 
 def sync_folder(folder: Path) -> None:

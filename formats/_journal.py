@@ -111,7 +111,8 @@ class Journal:
         OSError
             It cannot be written.
         """
-        descriptor = os.open(path, _flags() | os.O_CREAT, 0o666)
+        # For its writer alone: digests of patients' identifiers can be found by trying them all.
+        descriptor = os.open(path, _flags() | os.O_CREAT, 0o600)
         try:
             os.ftruncate(descriptor, 0)
             start = _MAGIC + _record({"journal": cls.VERSION, **facts}, blob)

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from formats._atomic import open_regular
 from formats._console import progress_bar
 from formats.errors import EngineError, SignatureError
 from formats.signing import (
@@ -123,7 +124,7 @@ def _sign(arguments: argparse.Namespace) -> int:
 
 def _first_line(path: str) -> bytes:
     try:
-        with Path(path).open("rb") as file:
+        with open_regular(path) as file:
             line = file.readline(_MAX_PASSPHRASE_FILE).rstrip(b"\r\n")
     except OSError as exc:
         raise SignatureError(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from formats._atomic import open_regular
 from formats._library import ffi, lib
 from formats.errors import (
     ContainerError,
@@ -194,7 +195,7 @@ def describe_first_bytes(path: Path) -> str:
         A clause such as ``it starts like a PNG image (89 50 4E 47 0D 0A 1A 0A)``.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             head = file.read(256)
     except OSError as exc:
         return f"its first bytes cannot be read ({exc.strerror})"

@@ -159,6 +159,8 @@ def _read(file: Path) -> bytes:
     if file.is_dir():
         raise HeadFileError(file, "this is a folder, expected a file. Name the head inside it.")
     try:
+        if file.exists() and not file.is_file():
+            raise HeadFileError(file, f"is not a regular file. {_CURE}")
         size = file.stat().st_size
         if size > MAX_BYTES:
             raise HeadFileError(file, f"{size} bytes, which no head has. {_CURE}")

@@ -16,7 +16,13 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from formats._atomic import atomic_write, explain_write_failure, sync_folder, write_at
+from formats._atomic import (
+    atomic_write,
+    explain_write_failure,
+    open_regular,
+    sync_folder,
+    write_at,
+)
 from formats._library import ffi, lib
 from formats.container import Container, open_container
 from formats.errors import SignatureError, WriteError
@@ -217,7 +223,7 @@ def check_private_key(path: FilePath, passphrase: str | bytes | None = None) -> 
 
 def _read_key_file(path: Path, kind: str) -> bytes:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             data = file.read(_MAX_KEY_BYTES + 1)
     except FileNotFoundError as exc:
         raise SignatureError(
@@ -414,7 +420,7 @@ def sign_container(
 def _refuse_foreign(path: Path) -> None:
     """Leave a file alone that is no signature."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             data = file.read(SIGNATURE_BYTES + 1)
     except FileNotFoundError:
         return
@@ -569,7 +575,7 @@ def _verify(
 
 def _read_signature(path: Path, container: Path) -> bytes:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             data = file.read(SIGNATURE_BYTES + 1)
     except FileNotFoundError as exc:
         raise SignatureError(

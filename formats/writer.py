@@ -512,7 +512,7 @@ class ContainerWriter:
             # unnamed from the start, so that not even kill -9 leaves it behind
             return tempfile.TemporaryFile(dir=self.path.parent, buffering=0)
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
-        descriptor = os.open(self._rows_path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        descriptor = os.open(self._rows_path, flags | getattr(os, "O_NOFOLLOW", 0), 0o600)
         return os.fdopen(descriptor, "r+b", buffering=0)
 
     def _go_on(self, journal: Journal) -> None:

@@ -652,3 +652,53 @@ def test_a_secret_that_is_too_short_is_refused(
     with pytest.raises(SystemExit, match="2"):
         extract.main([str(study), "-o", str(tmp_path / "o"), "--sample-keys", str(secret)])
     assert "holds 5 bytes, expected 16 or more" in capsys.readouterr().err
+
+
+def test_figures_replace_nothing_but_json(
+    container: Path, head: Path, tmp_path: Path, capsys: Any
+) -> None:
+    out = str(tmp_path / "h.safetensors")
+    for kept in (b"-----BEGIN PRIVATE KEY-----", container.read_bytes()):
+        victim = tmp_path / "figures"
+        victim.write_bytes(kept)
+        for main, arguments in (
+            (train.main, [str(container), "-o", out]),
+            (evaluate.main, [str(head), str(container)]),
+        ):
+            assert usage_error(main, *arguments, "--json", str(victim)) == 2
+            assert "is no JSON" in capsys.readouterr().err
+            assert victim.read_bytes() == kept
+    victim.write_text(' {"old": 1}')
+    assert evaluate.main([str(head), str(container), "--json", str(victim), "--split", "test"]) == 0
+    assert "accuracy" in json.loads(victim.read_text())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes with names")
+def test_nothing_waits_for_a_pipe(container: Path, study: Path, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.hilum"
+    os.mkfifo(pipe)
+    signed = tmp_path / "signed.hilum"
+    shutil.copy(container, signed)
+    os.mkfifo(tmp_path / "signed.hilum.sig")
+    os.mkfifo(tmp_path / "key.pem")
+    public = tmp_path / "site.pub.pem"
+    formats.make_key_pair(tmp_path / "site.pem")
+    for command in (
+        ["formats", "inspect", str(pipe)],
+        ["formats", "verify", str(pipe)],
+        ["formats", "verify", str(signed), "--key", str(public)],
+        ["formats", "sign", str(signed), "--key", str(tmp_path / "key.pem")],
+        ["engine.train", str(pipe), "-o", str(tmp_path / "h")],
+        ["engine.evaluate", str(pipe), str(container)],
+        ["engine.extract", str(study), "-o", str(tmp_path / "o"), "--sample-keys", str(pipe)],
+        ["engine.extract", str(study), "-o", str(tmp_path / "o"), "--about", str(pipe)],
+    ):
+        result = subprocess.run(
+            [sys.executable, "-m", *command],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert result.returncode in (1, 2), command
+        assert "regular file" in result.stderr, (command, result.stderr)

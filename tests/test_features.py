@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import itertools
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -426,3 +427,43 @@ def test_an_output_that_cannot_be_written_is_said_at_once(
         )
     assert seen == []
     assert formats.ContainerError is ContainerError
+
+
+def test_the_journal_is_for_its_owner_alone(
+    table: Path, backbone: Backbone, tmp_path: Path
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        extract_features(
+            backbone, [], tmp_path / "o", manifest=table, dtype="i8", on_progress=stop_after(2)
+        )
+    for name in ("o.part.journal", "o.part.rows"):
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
+
+
+def test_copies_of_an_image_are_counted_by_their_keys(backbone: Backbone, tmp_path: Path) -> None:
+    lines = ["file,label,patient,split"]
+    for name, seed, rest in (
+        ("a", 1, "x,p1,train"),
+        ("b", 1, "x,p1,train"),
+        ("c", 1, "y,p1,train"),
+        ("d", 2, "y,p2,train"),
+        ("e", 2, "y,p3,test"),
+        ("f", 3, "x,p4,test"),
+    ):
+        draw(tmp_path / f"{name}.png", seed)
+        lines.append(f"{name}.png,{rest}")
+    manifest = tmp_path / "m.csv"
+    manifest.write_text("\n".join(lines))
+    # the count of contradictions depends on which copy comes first: a-b agree, c and d-e do not
+    for secret, n_twice, contradicting in ((b"s" * 16, 3, (2, 3)), (None, 0, (0,))):
+        extraction = Extraction()
+        extract_features(
+            backbone,
+            [],
+            tmp_path / "o.hilum",
+            manifest=manifest,
+            sample_key_secret=secret,
+            extraction=extraction,
+        ).close()
+        assert extraction.n_twice == n_twice
+        assert extraction.n_contradicting in contradicting
