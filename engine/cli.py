@@ -46,7 +46,7 @@ exit codes:
   0  everything was done
   1  some inputs failed or were refused; the others, if any, were done
   2  the command line, a manifest or an output folder is wrong; nothing was done
-  3  this machine cannot run it (full disk, missing or unsupported part)"""
+  3  this machine cannot run it (full disk, removed drive, missing part)"""
 
 COMMANDS = {
     "extract": ("engine.extract", "X-rays into a container of features"),

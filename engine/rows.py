@@ -253,7 +253,9 @@ class Rows:
 def _open_again(container: Container) -> Container:
     """Open the file of a container to be read, if it is still the same."""
     again = open_container(container.path, mode="read")
-    if again.uuid != container.uuid:
+    # The uuid alone is what anybody may write into a file; of an open one a signature may have
+    # been checked.
+    if again.header_digest != container.header_digest:
         again.close()
         raise MismatchError(
             f"{container.path}: holds another container (uuid {again.uuid[:12]}...) than when it "

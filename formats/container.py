@@ -57,7 +57,7 @@ _MODES = {"mmap": lib.HILUM_MODE_MMAP, "read": lib.HILUM_MODE_READ}
 # rows are converted to float32 in pieces of about this size: no second copy of the whole appears,
 # and the steps of a conversion find the piece in the cache
 _PIECE_BYTES = 1 << 20
-# what `verify` reads ahead of the thread that hashes: 8 pieces of 1 MiB
+# what `verify` reads ahead of the thread that hashes: 8 pieces of about 1 MiB
 _VERIFY_PIECE_BYTES = 1 << 20
 _VERIFY_PIECES = 8
 
@@ -287,6 +287,12 @@ class Container:
         if self._handle is None:
             raise ContainerError(self.path, "the container is closed. Open it again.")
         return self._handle
+
+    @property
+    def header_digest(self) -> str:
+        """SHA-256 of the header as it was opened, which commits to the whole file; hexadecimal."""
+        header = ffi.buffer(lib.hilum_get_header(self._open()), lib.HILUM_HEADER_BYTES)
+        return hashlib.sha256(header).hexdigest()
 
     # ---- Arrays -------------------------------------------------------------------------------
 
@@ -769,14 +775,11 @@ class Container:
         header = lib.hilum_get_header(handle)
         error = ffi.new("hilum_error *")
         total = self.size_bytes - lib.HILUM_HEADER_BYTES
-        features_bytes = int(header.features.length)
-        chunk_bytes = CHUNK_ROWS * self.dim * self._element.itemsize
-        n_chunks = int(lib.hilum_n_chunks(handle))
-        piece_bytes = min(_VERIFY_PIECE_BYTES, total)
-        pieces = [memoryview(bytearray(piece_bytes)) for _ in range(_VERIFY_PIECES)]
+        row_bytes = self.dim * self._element.itemsize
+        step = max(1, min(_VERIFY_PIECE_BYTES // row_bytes, self.n_rows, CHUNK_ROWS))
+        rooms = [np.empty((step, self.dim), self._element) for _ in range(_VERIFY_PIECES)]
         sha256 = hashlib.sha256()
         hashing: deque[Future[None]] = deque()
-        n_pieces = 0
         try:
             file = self.path.open("rb", buffering=0)
         except OSError as exc:
@@ -789,36 +792,36 @@ class Container:
                 ffi.buffer(header, lib.HILUM_HEADER_BYTES)
             ):
                 raise self._changed("was replaced since it was opened")
-            done = 0
-            for chunk in range(n_chunks + 1):
-                end = min((chunk + 1) * chunk_bytes, features_bytes) if chunk < n_chunks else total
-                refused: ContainerError | None = None
-                while done < end:
+            for chunk in range(int(lib.hilum_n_chunks(handle))):
+                first = chunk * CHUNK_ROWS
+                last = min(first + CHUNK_ROWS, self.n_rows)
+                # chunks say which rows are damaged; the whole is compared after all of them
+                status = lib.hilum_verify_chunk(handle, chunk, error)
+                if status != lib.HILUM_OK:
+                    rows = f"rows {first} to {last - 1}"
+                    raise container_error(self.path, status, error, rows)
+                for start in range(first, last, step):
                     if len(hashing) == _VERIFY_PIECES:
                         hashing.popleft().result()
-                    piece = pieces[n_pieces % _VERIFY_PIECES][: end - done]
-                    try:
-                        n_read = file.readinto(piece)
-                    except OSError as exc:
-                        refused = self._changed(f"cannot be read any more ({exc.strerror})")
-                        break
-                    if not n_read:
-                        refused = self._changed(f"ends at byte {lib.HILUM_HEADER_BYTES + done}")
-                        break
-                    hashing.append(hasher.submit(sha256.update, piece[:n_read]))
-                    n_pieces += 1
-                    done += n_read
-                if chunk < n_chunks:
-                    # chunks say which rows are damaged; the whole is compared after all of them
-                    status = lib.hilum_verify_chunk(handle, chunk, error)
-                    if status != lib.HILUM_OK:
-                        last = min((chunk + 1) * CHUNK_ROWS, self.n_rows) - 1
-                        rows = f"rows {chunk * CHUNK_ROWS} to {last}"
-                        raise container_error(self.path, status, error, rows)
-                if refused is not None:  # unless the chunk has told more of it
-                    raise refused
+                    # in turn: what is hashed is what this container reads, and not what is at
+                    # its path by now, which another file may have taken
+                    rooms.append(rooms.pop(0))
+                    piece = rooms[-1][: min(start + step, last) - start]
+                    self._read(handle, start, piece)
+                    hashing.append(hasher.submit(sha256.update, piece.data.cast("B")))
                 if progress is not None:
-                    progress(done, total)
+                    progress(last * row_bytes, total)
+            at = lib.HILUM_HEADER_BYTES + self.n_rows * row_bytes
+            for offset, held in (*self._sections(), (self.size_bytes, memoryview(b""))):
+                # between the sections: zeros, and the chunks' checksums
+                gap = self._read_file(file, at, offset - at)
+                hashing.append(hasher.submit(sha256.update, gap))
+                hashing.append(hasher.submit(sha256.update, held))
+                at = offset + len(held)
+            while hashing:
+                hashing.popleft().result()
+            if progress is not None:
+                progress(total, total)
         stored = bytes(header.body_sha256)
         if sha256.digest() != stored:
             raise Corrupt(
@@ -827,6 +830,33 @@ class Container:
                 f"{stored.hex()}. The file was damaged or changed after it was written: copy it "
                 "again from where it came, or make it anew with engine.extract.",
             )
+
+    def _sections(self) -> Iterator[tuple[int, memoryview]]:
+        """Yield where each section behind the features lies, and its bytes as they were opened."""
+        handle = self._open()
+        header = lib.hilum_get_header(handle)
+        if header.scales.length:
+            scales = ffi.buffer(lib.hilum_scales(handle), header.scales.length)
+            yield int(header.scales.offset), memoryview(scales)
+        for i in range(header.n_columns):
+            column = header.columns[i]
+            values = ffi.buffer(lib.hilum_column_data(handle, i), column.length)
+            yield int(column.offset), memoryview(values)
+        notes = ffi.buffer(lib.hilum_notes(handle), header.notes.length)
+        yield int(header.notes.offset), memoryview(notes)
+
+    def _read_file(self, file: Any, at: int, n_bytes: int) -> bytes:
+        """Read bytes of the file that no view shows."""
+        try:
+            file.seek(at)
+            data = b""
+            while len(data) < n_bytes and (more := file.read(n_bytes - len(data))):
+                data += more
+        except OSError as exc:
+            raise self._changed(f"cannot be read any more ({exc.strerror})") from exc
+        if len(data) < n_bytes:
+            raise self._changed(f"ends at byte {at + len(data)}")
+        return data
 
     def _changed(self, what: str) -> ContainerError:
         return ContainerError(self.path, f"the file {what}. Open it again.")

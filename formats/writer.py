@@ -31,8 +31,11 @@ from formats.container import AGE_TOP, AGE_UNKNOWN, CHUNK_ROWS, open_container
 from formats.errors import ContainerError, NotesError
 from formats.notes import MAX_BYTES, canonical_json, preprocessing_digest, validate_notes
 
-# Windows has none: an open file cannot be replaced there, which is lock enough
 _fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
+_msvcrt: Any = importlib.import_module("msvcrt") if os.name == "nt" else None
+# Windows locks bytes, and nobody else may write these: far behind the first page, which is read.
+_LOCKED_BYTE = 0x7FFF_FFFE
+_BUSY = PermissionError if os.name == "nt" else BlockingIOError
 
 __all__ = ["ContainerWriter", "write_container"]
 
@@ -194,10 +197,6 @@ class _Syncer:
         self._bytes = 0
         self._last = time.monotonic()
 
-    @property
-    def waiting_bytes(self) -> int:
-        return self._bytes
-
     def wrote(self, n_bytes: int, descriptors: tuple[int, ...]) -> None:
         """Count bytes, and begin to bring them to the disk when they are many or old."""
         self._bytes += n_bytes
@@ -332,6 +331,7 @@ class ContainerWriter:
         self._spool: Any = None
         self._journal: Journal | None = None
         self.path = Path(path)
+        self._mode = 0o666
         self.n_rows = 0
         self.n_items = 0
         self.resumed = False
@@ -402,6 +402,9 @@ class ContainerWriter:
             # the rename at the end would fail, after hours of work into an old .part
             code = errno.EROFS if _is_read_only(self.path.parent) else errno.EACCES
             raise OSError(code, os.strerror(code))
+        with contextlib.suppress(OSError):
+            # what replaces a file that others may not read is not theirs to read while it is made
+            self._mode = 0o600 | 0o666 & self.path.stat().st_mode
         # An error while an earlier writer's rows are looked at must not cost them.
         self._keep = True
         self._descriptor = self._lock_part()
@@ -607,20 +610,22 @@ class ContainerWriter:
         flags |= getattr(os, "O_NOFOLLOW", 0)
         while True:
             try:
-                descriptor = os.open(self._part, flags, 0o666)
+                descriptor = os.open(self._part, flags, self._mode)
             except OSError as exc:
                 if not self._part.is_symlink():
                     raise
                 raise self._part_is_a_link() from exc
             try:
-                if _fcntl is None:
+                if _msvcrt is not None:
+                    os.lseek(descriptor, _LOCKED_BYTE, os.SEEK_SET)
+                    _msvcrt.locking(descriptor, _msvcrt.LK_NBLCK, 1)
                     return descriptor
                 _fcntl.flock(descriptor, _fcntl.LOCK_EX | _fcntl.LOCK_NB)
                 # another writer may have renamed the file between our open and our lock
                 with contextlib.suppress(FileNotFoundError):
                     if os.path.samestat(os.fstat(descriptor), self._part.stat()):
                         return descriptor
-            except BlockingIOError as exc:
+            except _BUSY as exc:
                 os.close(descriptor)
                 raise ContainerError(
                     self.path,
@@ -1075,8 +1080,11 @@ class ContainerWriter:
         os.fsync(descriptor)
         write_at(descriptor, header.tobytes(), 0)
         os.fsync(descriptor)
+        if os.name == "nt":  # where a file that somebody may write cannot be opened to be read
+            os.close(descriptor)
+            self._descriptor = None
         open_container(self._part).close()
-        self._take_name(descriptor)
+        self._take_name()
 
     def _finish_features(self) -> NDArray[np.float32] | None:
         if self._scales is not None or not self._spools:
@@ -1104,14 +1112,11 @@ class ContainerWriter:
         self._write(data)
         return offset, len(data)
 
-    def _take_name(self, descriptor: int) -> None:
+    def _take_name(self) -> None:
         if not self._overwrite and os.path.lexists(self.path):
             raise ContainerError(
                 self.path, "was made by another program meanwhile. Choose another name."
             )
-        if os.name == "nt":
-            os.close(descriptor)
-            self._descriptor = None
         self._part.replace(self.path)
         self._state = "sealed"
         self._keep = False
@@ -1119,9 +1124,9 @@ class ContainerWriter:
         sync_folder(self.path.parent)
         # The journal last: it says that the run has finished.
         if self._spool is not None:
-            _unlink_own(self._rows_path, self._spool.fileno())
+            _unlink_own(self._rows_path, self._spool)
         if self._journal is not None:
-            _unlink_own(self._journal_path, self._journal.fileno())
+            _unlink_own(self._journal_path, self._journal)
             self._journal.close()
             self._journal = None
 
@@ -1319,10 +1324,13 @@ def _is_read_only(folder: Path) -> bool:
     return bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
 
 
-def _unlink_own(path: Path, descriptor: int) -> None:
+def _unlink_own(path: Path, file: Any) -> None:
     """Remove a name only while it leads to the open file: another writer may have begun."""
     with contextlib.suppress(FileNotFoundError):
-        if os.path.samestat(os.fstat(descriptor), path.stat()):
+        ours = os.path.samestat(os.fstat(file.fileno()), path.stat())
+        if os.name == "nt":  # where an open file cannot be removed
+            file.close()
+        if ours:
             path.unlink()
 
 

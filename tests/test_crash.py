@@ -931,7 +931,7 @@ def test_images_that_vanish(study: Path, tmp_path: Path, extracted: bytes) -> No
     process = start_and_wait_for_rows(moved, out)
     moved.rename(away)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 2, errors
+    assert process.returncode == 3, errors
     assert "the folder or drive was removed" in errors
     assert re.search(KEPT, errors)
     assert names_in(folder) == [f"{NAME}.part", f"{NAME}.part.journal"]
