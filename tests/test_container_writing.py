@@ -1047,3 +1047,77 @@ def test_columns_too_large_for_one_record_are_refused_before_writing(
         ):
             writer.append(rows(500), sample_key=np.zeros((500, 16), np.uint8))
         assert writer.n_rows == 0
+
+
+@pytest.mark.parametrize("dtype", ["f16", "i8"])
+def test_what_is_kept_reaches_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    synced = set()
+
+    def sync(descriptors: tuple[int, ...]) -> None:
+        synced.update(os.fstat(descriptor).st_ino for descriptor in descriptors)
+
+    monkeypatch.setattr("formats.writer._SYNC_BYTES", 1)
+    monkeypatch.setattr("formats.writer._sync", sync)
+    with new_writer(tmp_path / "x.hilum", dtype=dtype, job=JOB) as writer:
+        append_some(writer, 50)
+        writer._syncer.wait()
+        named = {path.stat().st_ino for path in tmp_path.iterdir()}
+    assert len(named) == (3 if dtype == "i8" else 2)
+    assert synced == named
+
+
+def test_a_disk_that_fails_while_it_is_synced_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sync(_: tuple[int, ...]) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("formats.writer._SYNC_BYTES", 1)
+    monkeypatch.setattr("formats.writer._sync", sync)
+    with (
+        pytest.raises(ContainerError, match=r"x\.hilum: .*Input/output error"),
+        new_writer(tmp_path / "x.hilum") as writer,
+    ):
+        append_some(writer, 50)
+        writer.seal(NOTES)
+    assert files_in(tmp_path) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX locks")
+def test_a_part_renamed_between_opening_and_locking_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fcntl
+
+    path, gone = tmp_path / "x.hilum", tmp_path / "gone"
+    real = fcntl.flock
+
+    def flock(descriptor: int, how: int) -> None:
+        if not gone.exists():  # another writer seals
+            path.with_name("x.hilum.part").rename(gone)
+        real(descriptor, how)
+
+    monkeypatch.setattr("formats.writer._fcntl.flock", flock)
+    with new_writer(path) as writer:
+        append_some(writer, 5)
+        writer.seal(NOTES)
+    assert gone.read_bytes() == b""
+    assert files_in(tmp_path) == ["gone", "x.hilum"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX permissions")
+@pytest.mark.parametrize("dtype", ["f16", "i8"])
+def test_a_private_container_is_private_while_it_is_replaced(tmp_path: Path, dtype: str) -> None:
+    path = tmp_path / "x.hilum"
+    path.touch(0o600)
+    old = os.umask(0o022)
+    try:
+        with new_writer(path, dtype=dtype, job=JOB) as writer:
+            append_some(writer, 5)
+            found = {file.name: file.stat().st_mode & 0o777 for file in tmp_path.iterdir()}
+    finally:
+        os.umask(old)
+    assert len(found) == (4 if dtype == "i8" else 3)
+    assert set(found.values()) == {0o600}
