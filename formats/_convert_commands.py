@@ -27,7 +27,8 @@ examples:
 """
 _IMPORT = """\
 Make a container of a table: one that export wrote, or any other with features (an array features
-or X, or columns f0, f1, ...) and columns such as label, patient, split, source, sex, age.
+or X, or columns f0, f1, ...) and columns such as label, patient, split, source, sex, age. Other
+columns are refused: say with --features and --ignore what they are.
 
 Tables of others need notes: a JSON file with at least
   {"backbone": {"name": "...", "sha256": "..."}, "preprocessing": {"version": 1}}
@@ -37,6 +38,7 @@ _IMPORT_EXAMPLES = """\
 examples:
   %(prog)s chest.npz -o chest.hilum
   %(prog)s features.csv -o site.hilum --notes site.json --dtype f16
+  %(prog)s features.csv -o site.hilum --notes site.json --features 'emb_*' --ignore study_date
 """
 
 
@@ -76,6 +78,26 @@ def add_parsers(commands: Any) -> None:
     )
     importing.add_argument("--notes", metavar="N.json", help="what the features are")
     importing.add_argument("--dtype", choices=("f16", "f32", "i8"), help="how to store features")
+    importing.add_argument(
+        "--features",
+        type=_parse_names,
+        default=(),
+        metavar="GLOB[,GLOB]",
+        help="columns of features, * and ? allowed; left out: those with running numbers",
+    )
+    importing.add_argument(
+        "--ignore",
+        type=_parse_names,
+        default=(),
+        metavar="NAME[,NAME]",
+        help="columns to leave out",
+    )
+    importing.add_argument(
+        "--without-splits", action="store_true", help="leave the column of splits out"
+    )
+    importing.add_argument(
+        "--overwrite", action="store_true", help="replace a container that is there already"
+    )
     importing.add_argument("--keep-order", action="store_true", help="do not shuffle the rows")
     importing.add_argument(
         "--seed",
@@ -87,6 +109,13 @@ def add_parsers(commands: Any) -> None:
     importing.set_defaults(run=_import)
 
 
+def _parse_names(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected names with commas between")
+    return names
+
+
 def _export(given: argparse.Namespace) -> int:
     with progress_bar("export", quiet=given.quiet) as advance:
         report = export_container(
@@ -96,7 +125,7 @@ def _export(given: argparse.Namespace) -> int:
         for remark in report.remarks:
             print(printable(f"note: {remark}"), file=sys.stderr)
         size = size_text(report.path.stat().st_size)
-        print(f"{report.path}: {report.n_rows} rows, {size}")
+        print(printable(f"{report.path}: {report.n_rows} rows, {size}"))
         print(PRIVACY)
     return 0
 
@@ -108,6 +137,10 @@ def _import(given: argparse.Namespace) -> int:
             given.output,
             notes=given.notes,
             dtype=given.dtype,
+            features=given.features,
+            ignore=given.ignore,
+            without_splits=given.without_splits,
+            overwrite=given.overwrite,
             keep_order=given.keep_order,
             seed=given.seed,
             progress=advance,
@@ -120,5 +153,5 @@ def _import(given: argparse.Namespace) -> int:
             if container.n_groups is not None:
                 facts.append(f"{container.n_groups} patients")
             facts.append(size_text(container.size_bytes))
-        print(f"{report.path}: {', '.join(facts)}")
+        print(printable(f"{report.path}: {', '.join(facts)}"))
     return 0

@@ -9,12 +9,14 @@ from __future__ import annotations
 import base64
 import contextlib
 import csv
+import errno
+import fnmatch
+import importlib
 import io
 import json
 import math
 import os
 import re
-import secrets
 import struct
 import zipfile
 import zlib
@@ -26,7 +28,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from formats._atomic import explain_write_failure, sync_folder
+from formats._atomic import explain_write_failure, open_regular, sync_folder
 from formats._rows import COLUMNS, piece_rows
 from formats.container import PROJECTIONS, SPLITS
 from formats.errors import ContainerError, NotesError, WriteError
@@ -39,8 +41,11 @@ __all__ = [
     "READERS",
     "SEXES",
     "WRITERS",
+    "Choice",
     "Export",
     "Table",
+    "check_regular",
+    "listed",
     "new_file",
     "parse_sidecar",
     "sidecar_of",
@@ -59,6 +64,11 @@ ALIASES: Mapping[str, str] = {
     "groups": "group",
     "patient": "group",
     "patient_id": "group",
+    "patientid": "group",
+    "subject": "group",
+    "subject_id": "group",
+    "subjectid": "group",
+    "mrn": "group",
     "splits": "split",
     "sources": "source",
     "sample_keys": "sample_key",
@@ -67,9 +77,9 @@ ALIASES: Mapping[str, str] = {
     "ages": "age",
     "projections": "projection",
 }
-"""Names under which a column may stand in a table that Hilum did not write."""
+"""Names, small and with ``_`` for blanks, of columns in a table that Hilum did not write."""
 
-FEATURES = ("features", "X", "x", "embeddings", "embedding")
+FEATURES = ("features", "X", "embeddings", "embedding")
 LABEL_PREFIX = "label:"
 
 _SIDECAR = "hilum-table"
@@ -81,7 +91,31 @@ _MOST_DIM = 65536
 # features do not shrink much; what shrinks so much is a bomb
 BOMB_BYTES = 64 << 20
 BOMB_RATIO = 200
-_NUMBERED = re.compile(r"f\d+")
+_NUMBERED = re.compile(r"(.*?)([0-9]{1,9})", re.DOTALL)
+# what one feature alone may be called: "visit1" is none
+_LONE_STEMS = ("f", "x", "feat", "feature", "features", "emb", "embedding", "embeddings")
+# a lock that the system takes from whoever is killed
+_fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the user says of a stranger's columns.
+
+    Attributes
+    ----------
+    features : tuple of str
+        Names of feature columns, ``*`` and ``?`` allowed; empty: to be found out.
+    ignore : tuple of str
+        Names of columns to leave out.
+    """
+
+    features: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+
+    def matches(self, name: str) -> bool:
+        """Tell whether a column is named as one of features."""
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.features)
 
 
 @dataclass(frozen=True)
@@ -140,6 +174,8 @@ class Table:
         What the first row is called in messages.
     row_word : str
         And what comes before its number.
+    remarks : list of str
+        What a person should know.
     pieces : callable
         Gives the features from the first row on, any kind of number.
     """
@@ -153,6 +189,7 @@ class Table:
     label_names: list[str] | None = None
     first_row: int = 0
     row_word: str = "row"
+    remarks: list[str] = field(default_factory=list)
     pieces: Callable[[], Iterator[NDArray[Any]]] = lambda: iter(())
 
     def row(self, index: int) -> str:
@@ -193,18 +230,36 @@ def new_file(path: Path, *, overwrite: bool) -> Iterator[BinaryIO]:
         The folder is missing, read-only or full, or the file is there already.
     """
     if not overwrite and os.path.lexists(path):
-        raise WriteError(path, "exists already. Choose another name or allow it to be replaced.")
-    temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.part")
+        raise WriteError(
+            path,
+            "exists already. Choose another name or have it replaced (--overwrite, "
+            "overwrite=True).",
+        )
+    # one name for each target: what a killed export left is found, and written over, by the next
+    temporary = path.with_name(f".{path.name[:200]}.part")
     try:
         try:
-            with temporary.open("xb") as stream:
-                yield stream
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(path)
+            with _hold(temporary) as stream:
+                try:
+                    yield stream
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                    if _fcntl is not None:
+                        # under the lock: nobody else may take this file for a dead program's
+                        temporary.replace(path)
+                except BaseException:
+                    if _fcntl is not None:
+                        _remove(temporary)
+                    raise
+            if _fcntl is None:
+                temporary.replace(path)  # Windows does not rename what is open
+        except _BusyError:
+            raise WriteError(
+                path, f"is being written by another program, into {temporary.name}. Wait for it."
+            ) from None
         except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
+            if _fcntl is None:
+                _remove(temporary)
             raise
         sync_folder(path.parent)
     except OSError as exc:
@@ -213,43 +268,85 @@ def new_file(path: Path, *, overwrite: bool) -> Iterator[BinaryIO]:
         raise WriteError(path, explain_write_failure(path, exc)) from exc
 
 
-def _sort_names(table: Table, names: Sequence[str]) -> tuple[list[int], dict[str, int], list[int]]:
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()
+
+
+class _BusyError(Exception):
+    """Another program writes the file."""
+
+
+@contextlib.contextmanager
+def _hold(temporary: Path) -> Iterator[BinaryIO]:
+    """Open the unfinished file, a dead program's too, and lock it where the system offers that."""
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
+    while True:
+        raw = io.FileIO(temporary, "wb", opener=lambda name, _: os.open(name, flags, 0o666))
+        with io.BufferedWriter(raw) as stream:
+            if _fcntl is not None:
+                try:
+                    _fcntl.flock(stream.fileno(), _fcntl.LOCK_EX | _fcntl.LOCK_NB)
+                except OSError as exc:
+                    if exc.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                        raise _BusyError from exc
+                    # else a file system without locks
+                try:
+                    same = os.path.samestat(os.fstat(stream.fileno()), temporary.stat())
+                except FileNotFoundError:
+                    same = False
+                if not same:  # it got its name, or went, between the opening and the lock
+                    continue
+            raw.truncate(0)
+            yield stream
+            return
+
+
+def _folded(name: str) -> str:
+    """Return what a column's name is looked up as."""
+    return re.sub(r"[\s-]+", "_", name.strip().lower())
+
+
+def _sort_names(
+    table: Table, names: Sequence[str], choice: Choice
+) -> tuple[list[int], dict[str, int], list[int]]:
     """Find out which columns of a flat table are features, known columns, and classes.
 
-    Features are called f0, f1, ...; if none is, every column of an unknown name is one.
+    A column that is neither, such as a number of a study, is refused: only the user can say what
+    may go into a file that travels.
     """
     seen: set[str] = set()
     for i, name in enumerate(names):
         if not name:
-            raise ContainerError(table.path, f"column {i + 1} has no name. Give it one.")
+            raise ContainerError(
+                table.path,
+                f"column {i + 1} has no name. Give it one; if it is no feature, leave it out "
+                "(pandas: index=False).",
+            )
         if name in seen:
             raise ContainerError(table.path, f"two columns are called {name!r}. Rename one.")
         seen.add(name)
-    numbered = any(_NUMBERED.fullmatch(name) for name in names)
-    features: list[int] = []
+    _check_ignored(table.path, names, choice)
     known: dict[str, int] = {}
     classes: list[int] = []
+    others: list[int] = []
     for i, name in enumerate(names):
+        if name in choice.ignore:
+            continue
+        meaning = ALIASES.get(_folded(name))
         if name.startswith(LABEL_PREFIX):
             classes.append(i)
-        elif name in ALIASES:
-            if ALIASES[name] in known:
+        elif meaning is not None:
+            if meaning in known:
                 raise ContainerError(
                     table.path,
-                    f"the columns {names[known[ALIASES[name]]]!r} and {name!r} both mean "
-                    f"{ALIASES[name]}. Leave one out.",
+                    f"the columns {names[known[meaning]]!r} and {name!r} both mean "
+                    f"{meaning}. Leave one out (--ignore NAME).",
                 )
-            known[ALIASES[name]] = i
-        elif not numbered or _NUMBERED.fullmatch(name):
-            features.append(i)
+            known[meaning] = i
         else:
-            raise ContainerError(
-                table.path,
-                f"column {name!r} is unknown. Leave it out; expected features f0, f1, ... and "
-                f"some of {', '.join(COLUMNS)}.",
-            )
-    if not features:
-        raise ContainerError(table.path, "has no columns of features.")
+            others.append(i)
+    features = _find_features(table, names, others, choice)
     if len(features) > _MOST_DIM:
         raise ContainerError(
             table.path, f"has {len(features)} features a row, at most {_MOST_DIM} are possible."
@@ -261,37 +358,138 @@ def _sort_names(table: Table, names: Sequence[str]) -> tuple[list[int], dict[str
     if classes:
         table.label_names = [names[i][len(LABEL_PREFIX) :] for i in classes]
     table.names = [names[i] for i in features]
+    if table.dtype is None:
+        few = len(features) <= 8 and not _is_family(table.names)
+        shown = ", ".join(table.names) if few else f"{table.names[0]} to {table.names[-1]}"
+        table.remarks.append(
+            f"features: {shown if len(features) > 1 else table.names[0]} ({len(features)})"
+        )
     return features, known, classes
 
 
-def _array_name(path: Path, names: Sequence[str]) -> str:
-    found = [name for name in FEATURES if name in names]
-    if len(found) != 1:
-        what = f"{' and '.join(found)}: which is it?" if found else "no array of features"
+def _check_ignored(path: Path, names: Sequence[str], choice: Choice) -> None:
+    for name in choice.ignore:
+        if name not in names:
+            raise ContainerError(
+                path, f"there is no column {name!r} to ignore; it has {listed(names)}."
+            )
+
+
+def _number(name: str) -> tuple[str, int] | None:
+    found = _NUMBERED.fullmatch(name)
+    return None if found is None else (found[1], int(found[2]))
+
+
+def _is_family(names: Sequence[str]) -> bool:
+    numbers = [_number(name) for name in names]
+    return len({number and number[0] for number in numbers}) == 1 and None not in numbers
+
+
+def _find_features(
+    table: Table, names: Sequence[str], others: Sequence[int], choice: Choice
+) -> list[int]:
+    """Return the columns of features: a family of one stem with running numbers, or the named."""
+    cure = (
+        "Leave it out (--ignore NAME,NAME), or, if it is a feature, say which columns are "
+        f"(--features 'emb_*,NAME'). Known columns are {', '.join(COLUMNS)}."
+    )
+    if choice.features:
+        chosen = [i for i in others if choice.matches(names[i])]
+        wrong = [
+            pattern
+            for pattern in choice.features
+            if not any(fnmatch.fnmatchcase(names[i], pattern) for i in chosen)
+        ]
+        if wrong:
+            raise ContainerError(
+                table.path,
+                f"no column of features is called {wrong[0]!r}; unknown columns are "
+                f"{listed([names[i] for i in others])}.",
+            )
+        if _is_family([names[i] for i in chosen]):
+            chosen.sort(key=lambda i: _number(names[i]) or ("", 0))
+    else:
+        families: dict[str, list[int]] = {}
+        for i in others:
+            number = _number(names[i])
+            if number is not None:
+                families.setdefault(number[0], []).append(i)
+        families = {
+            stem: members
+            for stem, members in families.items()
+            if len(members) > 1 or stem.lower().strip("_-. ") in _LONE_STEMS
+        }
+        stem = max(families, key=lambda stem: len(families[stem]), default="")
+        chosen = sorted(families.get(stem, ()), key=lambda i: _number(names[i]) or ("", 0))
+        _check_complete(table, names, chosen)
+    strange = [names[i] for i in others if i not in set(chosen)]
+    if strange:
+        more = f" (and {len(strange) - 1} more: {listed(strange[1:])})" if len(strange) > 1 else ""
+        raise ContainerError(table.path, f"column {strange[0]!r} is unknown{more}. {cure}")
+    if not chosen:
         raise ContainerError(
-            path, f"has {what} Expected one of {', '.join(FEATURES)}; it has {_listed(names)}."
+            table.path,
+            "has no columns of features. Expected f0, f1, ... or others with running numbers, or "
+            "say which they are (--features).",
+        )
+    return chosen
+
+
+def _check_complete(table: Table, names: Sequence[str], chosen: Sequence[int]) -> None:
+    previous: int | None = None
+    for i in chosen:
+        stem, number = _number(names[i]) or ("", 0)
+        expected = (0, 1) if previous is None else (previous + 1,)
+        if number not in expected:
+            what = "stands twice" if number == previous else f"{stem}{expected[0]} is missing"
+            raise ContainerError(
+                table.path,
+                f"the features are not complete: {what} before {names[i]!r}. If all is there, say "
+                "which columns are features (--features 'emb_*,NAME').",
+            )
+        previous = number
+
+
+def _array_name(path: Path, names: Sequence[str], choice: Choice) -> str:
+    _check_ignored(path, names, choice)
+    known = {name.lower() for name in FEATURES}
+    rest = [name for name in names if name not in choice.ignore]
+    if choice.features:
+        found = [name for name in rest if choice.matches(name)]
+    else:
+        found = [name for name in rest if name.lower() in known]
+    if len(found) != 1:
+        what = f"{' and '.join(found[:8])}: which is it?" if found else "no array of features."
+        raise ContainerError(
+            path,
+            f"has {what} Expected one of {', '.join(FEATURES)}, or one that is named "
+            f"(--features NAME); it has {listed(names)}.",
         )
     return found[0]
 
 
-def _canonical(path: Path, names: Sequence[str], extra: Sequence[str]) -> dict[str, str]:
+def _canonical(
+    path: Path, names: Sequence[str], extra: Sequence[str], choice: Choice
+) -> dict[str, str]:
     """Map canonical column names to those of the file."""
     found: dict[str, str] = {}
     for name in names:
-        if name in extra:
+        if name in extra or name in choice.ignore:
             continue
-        if name not in ALIASES:
+        meaning = ALIASES.get(_folded(name))
+        if meaning is None:
             raise ContainerError(
                 path,
-                f"array {name!r} is unknown. Leave it out; expected features and some of "
-                f"{', '.join(COLUMNS)}.",
+                f"array {name!r} is unknown. Leave it out (--ignore NAME,NAME); expected features "
+                f"and some of {', '.join(COLUMNS)}.",
             )
-        if ALIASES[name] in found:
+        if meaning in found:
             raise ContainerError(
                 path,
-                f"{found[ALIASES[name]]!r} and {name!r} both mean {ALIASES[name]}. Leave one out.",
+                f"{found[meaning]!r} and {name!r} both mean {meaning}. Leave one out "
+                "(--ignore NAME).",
             )
-        found[ALIASES[name]] = name
+        found[meaning] = name
     return found
 
 
@@ -332,9 +530,41 @@ def _scales_of(path: Path, scales: NDArray[Any], dim: int) -> NDArray[np.float32
     return np.array(scales, "<f4")
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """Show some names of a file for a message.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Any number of any length.
+
+    Returns
+    -------
+    str
+        At most eight of them, each cut short.
+    """
     shown = ", ".join(repr(name[:40]) for name in names[:8])
     return (shown if len(names) <= 8 else f"{shown} and {len(names) - 8} more") or "nothing"
+
+
+def check_regular(path: Path) -> None:
+    """Refuse a pipe or device at once: opening one may wait for ever.
+
+    Parameters
+    ----------
+    path : Path
+        To be read.
+
+    Raises
+    ------
+    ContainerError
+        It cannot be opened, or is no file with bytes in it.
+    """
+    try:
+        open_regular(path).close()
+    except OSError as exc:
+        what = "not a regular file" if exc.errno == errno.EINVAL else exc.strerror
+        raise ContainerError(path, f"cannot be read: {what}.") from exc
 
 
 # ---- .npz --------------------------------------------------------------------------------------
@@ -379,7 +609,7 @@ class _Member:
     header_bytes: int
 
 
-def _read_npz(path: Path) -> Table:
+def _read_npz(path: Path, choice: Choice) -> Table:
     table = Table(path)
     with _told(path, "npz"), zipfile.ZipFile(path) as archive:
         members: dict[str, _Member] = {}
@@ -388,11 +618,11 @@ def _read_npz(path: Path) -> Table:
             if name in members:
                 raise ContainerError(path, f"two arrays are called {name!r}.")
             members[name] = _read_npy_header(path, archive, info)
-        array = _array_name(path, list(members))
+        array = _array_name(path, list(members), choice)
         features = members[array]
         _check_shape(path, array, features.shape, None)
         n_rows, dim = features.shape
-        names = _canonical(path, list(members), (array, "notes", "scales"))
+        names = _canonical(path, list(members), (array, "notes", "scales"), choice)
         for name, real in names.items():
             member = members[real]
             _check_shape(path, real, member.shape, n_rows)
@@ -581,7 +811,7 @@ def _write_safetensors(stream: BinaryIO, export: Export) -> None:
         stream.write(values.data.cast("B"))
 
 
-def _read_safetensors(path: Path) -> Table:
+def _read_safetensors(path: Path, choice: Choice) -> Table:
     table = Table(path)
     with _told(path, "safetensors"), path.open("rb") as stream:
         total = os.fstat(stream.fileno()).st_size
@@ -631,11 +861,11 @@ def _read_safetensors(path: Path) -> Table:
             data = stream.read(math.prod(shape) * element.itemsize)
             return np.frombuffer(data, element).reshape(shape)
 
-        array = _array_name(path, list(tensors))
+        array = _array_name(path, list(tensors), choice)
         element, shape, offset = tensors[array]
         _check_shape(path, array, shape, None)
         n_rows, dim = shape
-        names = _canonical(path, list(tensors), (array, "scales"))
+        names = _canonical(path, list(tensors), (array, "scales"), choice)
         for name, real in names.items():
             _check_shape(path, real, tensors[real][1], n_rows)
             _check_columns_of(table, real, tensors[real][1], tensors[real][0].itemsize)
@@ -722,7 +952,7 @@ def _write_parquet(stream: BinaryIO, export: Export) -> None:
             done += len(part)
 
 
-def _read_parquet(path: Path) -> Table:
+def _read_parquet(path: Path, choice: Choice) -> Table:
     pa, pq = _pyarrow(path)
     table = Table(path)
     with _told(path, "parquet"), pq.ParquetFile(path, pre_buffer=False) as file:
@@ -732,20 +962,24 @@ def _read_parquet(path: Path) -> Table:
         metadata = schema.metadata or {}
         if b"hilum_notes" in metadata:
             table.notes = _embedded_notes(path, metadata[b"hilum_notes"])
-        lists = [
-            name for name in names if name in FEATURES and _is_list(pa, schema.field(name).type)
-        ]
         if len(set(names)) != len(names):
             raise ContainerError(path, "two columns have one name. Rename one.")
+        lists = [
+            name
+            for name in names
+            if name not in choice.ignore
+            and (choice.matches(name) or name.lower() in {known.lower() for known in FEATURES})
+            and _is_list(pa, schema.field(name).type)
+        ]
         label_index: list[int] = []
         if lists:
-            array = _array_name(path, names)
+            array = _array_name(path, names, choice)
             kind = schema.field(array).type
-            found = _canonical(path, names, (array,))
+            found = _canonical(path, names, (array,), choice)
             known = {name: names.index(real) for name, real in found.items()}
             flat = False
         else:
-            feature_index, known, label_index = _sort_names(table, names)
+            feature_index, known, label_index = _sort_names(table, names, choice)
             flat = True
         dim = len(feature_index) if flat else getattr(kind, "list_size", None)
         if b"hilum_scales" in metadata and dim is not None:
@@ -932,6 +1166,7 @@ def parse_sidecar(path: Path) -> tuple[Any, str | None, NDArray[np.float32] | No
     ContainerError
         It cannot be read or is no JSON.
     """
+    check_regular(path)
     with _told(path, "json"):
         if path.stat().st_size > _MOST_SIDECAR_BYTES:
             raise ContainerError(path, "is too large for notes.")
@@ -1006,7 +1241,7 @@ def _number_texts(element: np.dtype[Any]) -> Callable[[NDArray[Any]], list[str]]
     return lambda row: [str(value) for value in row]
 
 
-def _read_csv(path: Path) -> Table:
+def _read_csv(path: Path, choice: Choice) -> Table:
     table = Table(path, first_row=2, row_word="line")
     with _told(path, "csv"):
         beside = sidecar_of(path)
@@ -1022,7 +1257,7 @@ def _read_csv(path: Path) -> Table:
         names = next(csv.reader([header], delimiter=delimiter, strict=True))
         if not own:
             names = [name.strip() for name in names]
-    features, known, classes = _sort_names(table, names)
+    features, known, classes = _sort_names(table, names, choice)
     step = piece_rows(len(features))
 
     def pieces() -> Iterator[NDArray[Any]]:
@@ -1108,7 +1343,7 @@ WRITERS: Mapping[str, Callable[[BinaryIO, Export], None]] = {
     ".parquet": _write_parquet,
     ".csv": _write_csv,
 }
-READERS: Mapping[str, Callable[[Path], Table]] = {
+READERS: Mapping[str, Callable[[Path, Choice], Table]] = {
     ".npz": _read_npz,
     ".safetensors": _read_safetensors,
     ".parquet": _read_parquet,

@@ -8,6 +8,7 @@ table comes in as well, if notes say what its features are.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,10 +24,12 @@ from formats._rows import (
     COLUMNS,
     ELEMENTS,
     Meter,
+    as_records,
     check_output,
     copy_columns,
     copy_notes,
     iter_pieces,
+    lineage,
     open_verified,
     read_stored,
 )
@@ -36,8 +39,10 @@ from formats._tables import (
     READERS,
     SEXES,
     WRITERS,
+    Choice,
     Export,
     Table,
+    check_regular,
     new_file,
     parse_sidecar,
     sidecar_of,
@@ -45,8 +50,8 @@ from formats._tables import (
 )
 from formats.container import AGE_TOP, AGE_UNKNOWN, PROJECTIONS, SPLITS
 from formats.container import SEXES as SEX_NAMES
-from formats.editing import EditReport
-from formats.errors import ContainerError, NotesError
+from formats.editing import EditReport, _neutralise
+from formats.errors import ContainerError, NotesError, WriteError
 from formats.notes import preprocessing_digest, validate_notes
 from formats.writer import ContainerWriter
 
@@ -56,6 +61,10 @@ Progress = Callable[[int, int], None]
 
 _KEY_BYTES = 16
 _LEAST_I8, _MOST_I8 = -127, 127
+# sixteen random bytes have fewer different values once in 10**9 keys
+_LEAST_KEY_BYTES = 9
+_ENOUGH_KEYS = 32
+_MISSING = frozenset(("", "nan", "none", "null", "na", "n/a", "<na>", "nat"))
 _PLAIN_NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
 
 
@@ -104,6 +113,8 @@ def export_container(
     with open_verified([path], progress) as (opened, meter):
         source = opened[0]
         notes = copy_notes(source, remarks)
+        # what is made of the table again is a child of this container, and known as one
+        notes["derived_from"] = lineage([source])
         if source.scales is not None and not np.isfinite(source.scales).all():
             raise ContainerError(
                 source.path,
@@ -142,18 +153,24 @@ def import_container(
     *,
     notes: Mapping[str, Any] | str | PathLike[str] | None = None,
     dtype: str | None = None,
+    features: str | Sequence[str] = (),
+    ignore: str | Sequence[str] = (),
+    without_splits: bool = False,
     keep_order: bool = False,
     seed: int | None = None,
+    overwrite: bool = False,
     progress: Progress | None = None,
 ) -> EditReport:
     """Make a container of a table: one that `export_container` wrote, or a stranger's.
 
     A stranger's table needs `notes` with at least ``backbone`` and ``preprocessing``; classes and
     sources are taken from the table where the notes do not name them. Its features are an array
-    ``features`` or ``X``, or columns ``f0``, ``f1`` and on, or all columns of unknown names.
-    Columns may be called as in containers, or ``y``, ``labels``, ``class``, ``target`` (label),
-    ``patient``, ``patient_id``, ``groups`` (group). What stands in the group column, a name for
-    instance, never gets into the file: patients become random numbers.
+    ``features`` or ``X``, or columns with a common stem and running numbers such as ``f0``,
+    ``f1`` and on. Columns may be called as in containers, or ``y``, ``labels``, ``class``,
+    ``target`` (label), ``patient``, ``patient_id``, ``subject``, ``mrn``, ``groups`` (group), in
+    any case. Columns of other names are refused. In a column of labels ``A|B`` are two findings of
+    one image and ``A?`` is an uncertain one, as in a manifest. What stands in the group column, a
+    name for instance, never gets into the file: patients become random numbers.
 
     Parameters
     ----------
@@ -166,10 +183,18 @@ def import_container(
     dtype : {"f16", "f32", "i8"}, optional
         How to store the features; left out, as they were exported, or as float16 if the table
         holds float16, and otherwise as float32.
+    features : str or sequence of str
+        Names of the columns of features, ``*`` and ``?`` allowed; the array's, where they are one.
+    ignore : str or sequence of str
+        Columns to leave out.
+    without_splits : bool
+        Leave the column of splits out.
     keep_order : bool
         Leave the rows in their order instead of shuffling them; it may tell who came first.
     seed : int, optional
         Of the random order; left out, drawn from the operating system.
+    overwrite : bool
+        Whether a file of the container's name may be replaced.
     progress : callable, optional
         Called with bytes done and bytes in all.
 
@@ -181,16 +206,28 @@ def import_container(
     Raises
     ------
     ContainerError
-        The table cannot be understood; says which row and column.
+        The table cannot be understood; says which row and column. Or a patient lies in two
+        splits.
     NotesError
         The notes break a rule, or something in them looks like an identity.
+    WriteError
+        The container cannot be written, or is there already.
     """
     path = Path(file)
     inputs: list[str | PathLike[str]] = [path]
     if isinstance(notes, str | PathLike):
         inputs.append(notes)
     target = check_output(out, inputs)
-    table = _by_ending(path, READERS)(path)
+    read = _by_ending(path, READERS)
+    for name in inputs:
+        check_regular(Path(name))
+    if not overwrite and os.path.lexists(target):
+        raise WriteError(
+            target,
+            "exists already. Choose another name or have it replaced (--overwrite, "
+            "overwrite=True).",
+        )
+    table = read(path, Choice(_tuple(features), _tuple(ignore)))
     scales, own = table.scales, table.dtype is not None
     given: Any = table.notes
     if isinstance(notes, str | PathLike):
@@ -201,13 +238,14 @@ def import_container(
     elif notes is not None:
         given = dict(notes)
     given = _basic_notes(path, given)
-    remarks: list[str] = []
     meter = Meter(progress, 2 * path.stat().st_size)
-    with tempfile.TemporaryFile(dir=_folder(target), buffering=0) as spool:
+    with _temporary(target) as spool:
         spooled = _Spool(table, target, spool, scales, dtype)
         spooled.fill(meter, path.stat().st_size)
         given.setdefault("blocks", _one_block(spooled.dim))
-        columns = _read_columns(table, spooled.n_rows, given)
+        if without_splits:
+            table.columns.pop("split", None)
+        columns = _read_columns(table, spooled.n_rows, given, own)
         full = {"format": "hilum-notes", "version": 1, **given}
         validate_notes(full, dim=spooled.dim)
         order = np.arange(spooled.n_rows)
@@ -215,7 +253,11 @@ def import_container(
             order = np.random.default_rng(seed).permutation(spooled.n_rows)
         dense = own and _is_dense(columns.get("group"))
         _write(target, spooled, order, columns, full, seed, "given" if dense else "random", meter)
-    return EditReport(target, spooled.n_rows, {}, tuple(remarks))
+    return EditReport(target, spooled.n_rows, {}, tuple(table.remarks))
+
+
+def _tuple(names: str | Sequence[str]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def _by_ending(path: Path, table: Mapping[str, Any]) -> Any:
@@ -233,6 +275,14 @@ def _folder(target: Path) -> Path:
             target, f"the folder {target.parent} does not exist. Create it first (mkdir -p)."
         )
     return target.parent
+
+
+def _temporary(target: Path) -> Any:
+    folder = _folder(target)
+    try:
+        return tempfile.TemporaryFile(dir=folder, buffering=0)
+    except OSError as exc:
+        raise WriteError(target, explain_write_failure(target, exc)) from exc
 
 
 # ---- features ----------------------------------------------------------------------------------
@@ -435,9 +485,18 @@ def _one_block(dim: int) -> list[dict[str, Any]]:
 # ---- columns -----------------------------------------------------------------------------------
 
 
-def _read_columns(table: Table, n_rows: int, notes: dict[str, Any]) -> dict[str, NDArray[Any]]:
+def _read_columns(
+    table: Table, n_rows: int, notes: dict[str, Any], own: bool
+) -> dict[str, NDArray[Any]]:
     """Turn what stands in the columns into what containers hold; complete the notes."""
     columns: dict[str, NDArray[Any]] = {}
+    view = table.columns.get("view")
+    if view is not None and _is_text(view) and "projection" not in table.columns:
+        texts = _texts(table, "view", view)
+        if any(text and not text.isdigit() for text in texts):
+            # as in a manifest: PA, AP, LATERAL
+            table.columns["projection"] = table.columns.pop("view")
+            table.remarks.append("the column view holds projections, and was taken for them")
     for name in COLUMNS:
         if name not in table.columns:
             continue
@@ -450,7 +509,91 @@ def _read_columns(table: Table, n_rows: int, notes: dict[str, Any]) -> dict[str,
     label = columns.get("label")
     notes.setdefault("classes", [])
     notes.setdefault("multilabel", label is not None and label.ndim == 2)
+    if "sample_key" in columns and not own:
+        _check_keys(table, columns["sample_key"])
+    withdrawn = np.zeros(n_rows, np.bool_)
+    if "row_flags" in columns:
+        withdrawn = columns["row_flags"] != 0
+        _neutralise(columns, withdrawn, n_rows)
+    if "group" in columns and "split" in columns:
+        _refuse_torn_patients(table, columns["group"], columns["split"], withdrawn, own)
+    if "view" in columns and "group" not in columns and not own and columns["view"].any():
+        row = int(np.argmax(columns["view"] > 0))
+        raise ContainerError(
+            table.path,
+            f"{table.row(row)} is view {columns['view'][row]} of an image, but no column says "
+            "whose: views of one image could lie in two splits. Add a column of patients, or "
+            "leave the views out (--ignore).",
+        )
     return columns
+
+
+def _refuse_torn_patients(
+    table: Table,
+    groups: NDArray[np.int64],
+    splits: NDArray[Any],
+    withdrawn: NDArray[np.bool_],
+    own: bool,
+) -> None:
+    if not splits.any():
+        return
+    # rows that are not marked are learned from, as in a manifest
+    sides = splits.astype(np.int64) if own else np.where(splits == 0, 1, splits).astype(np.int64)
+    used = np.flatnonzero((sides != 0) & ~withdrawn)
+    pairs, first = np.unique(groups[used] * 4 + sides[used], return_index=True)
+    patients, n_splits = np.unique(pairs // 4, return_counts=True)
+    torn = patients[n_splits > 1]
+    if len(torn):
+        rows = sorted(used[first[pairs // 4 == torn[0]]].tolist())[:2]
+        where = " and ".join(
+            f"{table.row(row)} is {SPLITS[splits[row]] if splits[row] else 'not marked'}"
+            for row in rows
+        )
+        raise ContainerError(
+            table.path,
+            f"{len(torn)} patient(s) lie in two splits: of one, {where}. What is learned of a "
+            "patient would be tested on the same patient. Import without splits "
+            "(--without-splits), then divide anew (resplit).",
+        )
+
+
+def _check_keys(table: Table, keys: NDArray[np.uint8]) -> None:
+    """Refuse sample keys that are no keyed digests, but names or numbers of somebody."""
+    known = np.flatnonzero(keys.any(axis=1))
+    if not len(known):
+        return
+    _, first = np.unique(as_records(keys[known]), return_index=True)
+    unique = keys[known[first]]
+    cure = (
+        " A sample key is a keyed digest of 16 bytes; anything else in its place may say who "
+        "somebody is. Leave the column out (--ignore)."
+    )
+    ordered = np.sort(unique, axis=1)
+    n_distinct = 1 + np.count_nonzero(np.diff(ordered, axis=1), axis=1)
+    poor = n_distinct < _LEAST_KEY_BYTES
+    if poor.any():
+        row = int(known[first[poor]].min())
+        raise ContainerError(
+            table.path,
+            f"{table.row(row)}, column sample_key: the 16 bytes are hardly random, more like a "
+            f"number.{cure}",
+        )
+    printable = ((unique >= 0x20) & (unique < 0x7F)) | (unique == 0)
+    text_like = printable.all(axis=1)
+    # one random key in seven million looks like text by chance
+    if np.count_nonzero(text_like) > len(unique) // 20_000:
+        row = int(known[first[text_like]].min())
+        raise ContainerError(
+            table.path, f"{table.row(row)}, column sample_key: the 16 bytes are text.{cure}"
+        )
+    if len(unique) >= _ENOUGH_KEYS:
+        constant = int(np.count_nonzero((unique == unique[0]).all(axis=0)))
+        if constant > 1:
+            raise ContainerError(
+                table.path,
+                f"column sample_key: {constant} of 16 bytes are the same in all keys, so they "
+                f"look like running numbers.{cure}",
+            )
 
 
 def _wrong(
@@ -520,6 +663,8 @@ def _words(
     numbers = np.empty(len(values), np.int64)
     for row, text in enumerate(_texts(table, name, values)):
         code = words.get(text, words.get(text.lower()))
+        if code is None and text.lower() in _MISSING:
+            code = words.get("")
         if code is None:
             if text.isascii() and text.isdigit():
                 return None
@@ -541,7 +686,9 @@ def _names(
         numbers = _whole(table, name, values)
         if known is None:
             raise NotesError(
-                key, f"is missing, and the {name} column holds numbers: nobody knows what of."
+                key,
+                f"is missing, and the {name} column holds numbers: nobody knows what of. Name "
+                f'them in the notes (--notes): "{key}": ["the name of 0", "the name of 1", ...].',
             )
         return _between(table, name, numbers, 0, len(known) - 1, f" The notes' {key} name them.")
     texts = _texts(table, name, values)
@@ -559,18 +706,14 @@ def _names(
 
 def _read_label(table: Table, values: NDArray[Any], notes: dict[str, Any]) -> NDArray[Any]:
     if values.ndim == 1:
-        if notes.get("multilabel"):
+        if notes.get("multilabel") and not _is_text(values):
             raise ContainerError(
                 table.path, "the notes say multilabel, but there is one label a row."
             )
-        empty = notes.get("classes") == [] and _is_text(values)
-        if empty:
-            notes.pop("classes")
         if _is_text(values):
-            texts = _texts(table, "label", values)
-            for row, text in enumerate(texts):
-                if not text:
-                    raise _wrong(table, "label", row, "", "a class", " Leave such rows out.")
+            if notes.get("classes") == []:
+                notes.pop("classes")
+            return _label_words(table, _texts(table, "label", values), values, notes)
         return _names(table, "label", values, notes, "classes")
     if notes.get("multilabel") is False:
         raise ContainerError(
@@ -592,9 +735,57 @@ def _read_label(table: Table, values: NDArray[Any], notes: dict[str, Any]) -> ND
         raise NotesError(
             "classes",
             f"found {len(notes.get('classes', ()))} names, but the labels have "
-            f"{numbers.shape[1]} columns.",
+            f"{numbers.shape[1]} columns. Name them in the notes (--notes): "
+            '"classes": ["the name of the first", ...].',
         )
     return numbers
+
+
+def _label_words(
+    table: Table, texts: list[str], values: NDArray[Any], notes: dict[str, Any]
+) -> NDArray[Any]:
+    """Read names as a manifest has them: ``A|B`` is two findings, ``A?`` an uncertain one."""
+    known = notes.get("classes")
+    named = frozenset(known) if isinstance(known, Sequence) else frozenset()
+    several = notes.get("multilabel")
+    if several is None:
+        several = any(text not in named and ("|" in text or text.endswith("?")) for text in texts)
+    for row, text in enumerate(texts):
+        # with several a row, an empty one says that no finding is present, as in a manifest
+        if text not in named and text.lower() in _MISSING and not (several and not text):
+            raise _wrong(table, "label", row, text, "a class", " Leave such rows out.")
+    if not several:
+        return _names(table, "label", values, notes, "classes")
+    findings = [_findings(table, row, text, named) for row, text in enumerate(texts)]
+    if known is None:
+        known = notes["classes"] = sorted({name for found in findings for name in found})
+    index = {name: i for i, name in enumerate(known)}
+    labels = np.zeros((len(texts), len(known)), np.int8)
+    for row, found in enumerate(findings):
+        for name, value in found.items():
+            if name not in index:
+                raise _wrong(table, "label", row, name, f"one of {', '.join(known[:20])}")
+            labels[row, index[name]] = value
+    return labels
+
+
+def _findings(table: Table, row: int, text: str, named: frozenset[str]) -> dict[str, int]:
+    if text in named:
+        return {text: 1}
+    found: dict[str, int] = {}
+    for part in text.split("|"):
+        name, value = part.strip(), 1
+        if name not in named and name.endswith("?"):
+            name, value = name.removesuffix("?").rstrip(), -1
+            if not name:
+                raise _wrong(table, "label", row, text, "a name before the ?")
+        if not name:
+            continue
+        if name.lower() in _MISSING and name not in named:
+            raise _wrong(table, "label", row, text, "classes", " Leave such rows out.")
+        if found.setdefault(name, value) != value:
+            raise _wrong(table, "label", row, text, f"{name!r} present or uncertain, not both")
+    return found
 
 
 def _read_group(table: Table, values: NDArray[Any], notes: dict[str, Any]) -> NDArray[Any]:
@@ -603,17 +794,26 @@ def _read_group(table: Table, values: NDArray[Any], notes: dict[str, Any]) -> ND
         raise ContainerError(
             table.path, f"column group has shape {values.shape}, expected one value a row."
         )
+    missing = np.zeros(len(values), np.bool_)
     if _is_text(values):
-        texts = np.array([*_texts(table, "group", values), None], object)[:-1]
-        empty = np.flatnonzero(texts == "")
-        if len(empty):
-            raise _wrong(table, "group", int(empty[0]), "", "a patient in every row")
-        values = texts.astype(str)
-        if all(_PLAIN_NUMBER.fullmatch(text) for text in values):
+        texts = [text.strip() for text in _texts(table, "group", values)]
+        missing = np.array([text.lower() in _MISSING for text in texts], np.bool_)
+        values = np.array(texts)
+        if all(_PLAIN_NUMBER.fullmatch(text) for text in texts):
             values = values.astype(np.int64)
-    elif values.dtype.kind == "f" and not np.isfinite(values).all():
-        row = int(np.argmax(~np.isfinite(values)))
-        raise _wrong(table, "group", row, values[row], "a patient in every row")
+    elif values.dtype.kind == "f":
+        missing = ~np.isfinite(values)
+    if missing.any():
+        table.remarks.append(
+            f"{np.count_nonzero(missing)} rows name no patient: each was taken for a patient of "
+            "its own"
+        )
+        _, dense = np.unique(values[~missing], return_inverse=True)
+        numbers = np.empty(len(values), np.int64)
+        numbers[~missing] = dense.reshape(-1)
+        n_known = int(dense.max()) + 1 if dense.size else 0
+        numbers[missing] = np.arange(n_known, n_known + np.count_nonzero(missing))
+        return numbers
     # text and large numbers end here: what goes on is the position in a sorted list, and the
     # writer draws random numbers for these
     if values.dtype.kind in "iu" and _is_dense(values):
@@ -637,7 +837,7 @@ def _read_key(table: Table, values: NDArray[Any], notes: dict[str, Any]) -> NDAr
                 table.path,
                 f"column sample_key is {values.dtype} {values.shape}, expected uint8 (n, 16).",
             )
-        return values
+        return np.array(values)  # what was read from a file cannot be written to
     keys = np.zeros((len(values), _KEY_BYTES), np.uint8)
     for row, text in enumerate(_texts(table, "sample_key", values)):
         if not text:
@@ -653,6 +853,13 @@ def _read_key(table: Table, values: NDArray[Any], notes: dict[str, Any]) -> NDAr
 
 
 def _read_source(table: Table, values: NDArray[Any], notes: dict[str, Any]) -> NDArray[Any]:
+    if _is_text(values):
+        known = notes.get("sources") or ()
+        texts = [
+            "unknown" if text.lower() in _MISSING and text not in known else text
+            for text in _texts(table, "source", values)
+        ]
+        values = np.array([*texts, None], object)[:-1]
     return _names(table, "source", values, notes, "sources")
 
 
@@ -677,8 +884,11 @@ def _coded(
 def _read_age(table: Table, values: NDArray[Any], notes: dict[str, Any]) -> NDArray[Any]:
     del notes
     if _is_text(values):
-        texts = np.array([*_texts(table, "age", values), None], object)[:-1]
-        values = np.where(texts == "", str(AGE_UNKNOWN), texts)
+        texts = [
+            str(AGE_UNKNOWN) if text.lower() in _MISSING else text
+            for text in _texts(table, "age", values)
+        ]
+        values = np.array([*texts, None], object)[:-1]
     elif values.dtype.kind == "f":
         values = np.where(np.isnan(values), AGE_UNKNOWN, values)
     ages = _whole(table, "age", values)

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
+import os
 import struct
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -20,6 +24,8 @@ from formats.convert import export_container, import_container
 from formats.errors import ContainerError, NotesError, WriteError
 
 ENDINGS = ("npz", "safetensors", "parquet", "csv")
+# what a row that was withdrawn may not keep, whoever wrote it
+NEUTRAL = {"split": 0, "sample_key": 0, "sex": 0, "age": 255, "projection": 0}
 EVERY = GOLDEN / "valid" / "i8_every_column.hilum"
 
 
@@ -30,6 +36,10 @@ def files_in(folder: Path) -> set[str]:
 def needs(ending: str) -> None:
     if ending == "parquet":
         pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+
+
+def formats_lineage(container: formats.Container) -> list[str]:
+    return [container.uuid, *container.notes.get("derived_from", ())]
 
 
 def same_contents(left: Path, right: Path) -> None:
@@ -43,8 +53,11 @@ def same_contents(left: Path, right: Path) -> None:
         assert list(a.columns) == list(b.columns)
         for name in a.columns:
             assert a.columns[name].dtype == b.columns[name].dtype
-            np.testing.assert_array_equal(a.columns[name], b.columns[name], err_msg=name)
-        assert a.notes == b.notes
+            expected = np.array(a.columns[name])
+            if a.row_flags is not None and name in NEUTRAL:
+                expected[a.row_flags == 1] = NEUTRAL[name]
+            np.testing.assert_array_equal(expected, b.columns[name], err_msg=name)
+        assert b.notes == {**a.notes, "derived_from": formats_lineage(a)}
         assert (a.n_groups, a.group_clean) == (b.n_groups, b.group_clean)
         assert a.uuid != b.uuid
 
@@ -53,7 +66,7 @@ def same_contents(left: Path, right: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-@pytest.mark.parametrize("name", WRITTEN)
+@pytest.mark.parametrize("name", [name for name in WRITTEN if "crossing" not in name])
 def test_there_and_back_changes_nothing(tmp_path: Path, name: str, ending: str) -> None:
     needs(ending)
     source = GOLDEN / "valid" / name
@@ -89,8 +102,7 @@ def small_sets(draw: st.DrawFn) -> dict[str, Any]:
     )
     everything = {
         "label": labels if multilabel else column(0, k - 1),
-        "split": column(0, 3),
-        "group": column(0, 5),
+        "group": column(0, n - 1),
         "sample_key": np.array(
             [list(key) for key in draw(st.lists(st.binary(min_size=16, max_size=16),
                                                 min_size=n, max_size=n))], np.uint8),
@@ -100,6 +112,7 @@ def small_sets(draw: st.DrawFn) -> dict[str, Any]:
         "age": np.where(column(0, 5) == 0, 255, column(0, 90)),
         "projection": column(0, 5),
     }  # fmt: skip
+    everything["split"] = column(0, 3)[everything["group"]]  # a patient is in one split
     names = draw(st.sets(st.sampled_from(sorted(everything))))
     words = st.text(st.sampled_from("ab,;\" 'äμ"), min_size=1, max_size=4)
     words = words.filter(lambda text: text.strip() == text)
@@ -189,9 +202,10 @@ def test_numpy_and_safetensors_read_what_is_exported(tmp_path: Path) -> None:
             for name, values in container.columns.items():
                 assert table[name].dtype == values.dtype
                 np.testing.assert_array_equal(table[name], values)
-        assert json.loads(bytes(arrays["notes"])) == container.notes
+        notes = {**container.notes, "derived_from": formats_lineage(container)}
+        assert json.loads(bytes(arrays["notes"])) == notes
         with safe_open(tmp_path / "t.safetensors", "numpy") as file:
-            assert json.loads(file.metadata()["hilum_notes"]) == container.notes
+            assert json.loads(file.metadata()["hilum_notes"]) == notes
     # when it was made is nobody's business
     with zipfile.ZipFile(tmp_path / "t.npz") as archive:
         assert {info.date_time for info in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
@@ -207,7 +221,8 @@ def test_parquet_reads_what_is_exported(tmp_path: Path) -> None:
         keys = table["sample_key"].to_pylist()
         assert keys == [bytes(key) for key in container.sample_keys]
         assert table["age"].to_pylist() == container.ages.tolist()
-        assert json.loads(table.schema.metadata[b"hilum_notes"]) == container.notes
+        notes = {**container.notes, "derived_from": formats_lineage(container)}
+        assert json.loads(table.schema.metadata[b"hilum_notes"]) == notes
 
 
 def test_csv_is_in_words(tmp_path: Path) -> None:
@@ -228,7 +243,10 @@ def test_csv_is_in_words(tmp_path: Path) -> None:
             ]
         sidecar = json.loads((tmp_path / "t.csv.notes.json").read_text(encoding="utf-8"))
         assert sidecar["dtype"] == "i8"
-        assert sidecar["notes"] == container.notes
+        assert sidecar["notes"] == {
+            **container.notes,
+            "derived_from": formats_lineage(container),
+        }
 
 
 def test_csv_numbers_are_as_short_as_they_can_be(tmp_path: Path) -> None:
@@ -317,7 +335,7 @@ def write_csv(path: Path, text: str, notes: dict | None = None) -> Path:
 def test_a_strangers_csv(tmp_path: Path) -> None:
     table = write_csv(
         tmp_path / "t.csv",
-        "patient;label;split;sex;age;source;height;width\n"
+        "patient;label;split;sex;age;source;x1;x2\n"
         "Ann Example;viral;train;f;57;north;0.5;1\n"
         "Bob Example;normal;test;M;;south;1.5;2\n"
         "Ann Example;viral;train;F;103;north;2.5;-3e-2\n",
@@ -363,7 +381,12 @@ def test_a_strangers_arrays(tmp_path: Path) -> None:
     notes = {**STRANGER, "classes": ["a", "b"]}
     for dtype in ("f32", "f16"):
         import_container(
-            tmp_path / "t.npz", tmp_path / "x.hilum", notes=notes, dtype=dtype, keep_order=True
+            tmp_path / "t.npz",
+            tmp_path / "x.hilum",
+            notes=notes,
+            dtype=dtype,
+            keep_order=True,
+            overwrite=True,
         )
         with formats.open_container(tmp_path / "x.hilum") as container:
             element = {"f32": np.float32, "f16": np.float16}[dtype]
@@ -386,7 +409,7 @@ def test_a_strangers_parquet(tmp_path: Path) -> None:
         }
     )
     pq.write_table(table, tmp_path / "list.parquet")
-    flat = pa.table({"label": ["b", "a"], "one": [1, 3], "two": [2.0, 4.0]})
+    flat = pa.table({"label": ["b", "a"], "emb_1": [2.0, 4.0], "emb_0": [1, 3]})
     pq.write_table(flat, tmp_path / "flat.parquet")
     for name in ("list", "flat"):
         path = tmp_path / f"{name}.hilum"
@@ -426,7 +449,6 @@ REFUSED = {
     "no rows": ("f0,f1\n", "has no rows"),
     "empty": ("", "is empty"),
     "no label": ("f0,label\n1,a\n2,\n", "line 3, column label: found '', expected a class"),
-    "no patient": ("f0,patient\n1,a\n2,\n", "line 3, column group"),
     "split": ("f0,split\n1,training\n", "line 2, column split: found 'training', expected none, t"),
     "split number": ("f0,split\n1,4\n", "line 2, column split: found 4, expected 0 to 3"),
     "sex": ("f0,sex\n1,x\n", "expected F, M, other or nothing"),
@@ -525,7 +547,7 @@ def npy(shape: tuple[int, ...], descr: str, data: bytes) -> bytes:
         ({"X": np.array([[object()]])}, {}, "Python objects or records"),
         ({"X": np.zeros(3)}, {}, r"X has shape \(3,\), expected \(rows, features\)"),
         ({"X": np.zeros((0, 3))}, {}, "expected .rows, features."),
-        ({"X": np.ones((2, 1)), "features": np.ones((2, 1))}, {}, "features and X: which is it"),
+        ({"X": np.ones((2, 1)), "features": np.ones((2, 1))}, {}, "X and features: which is it"),
         ({"Z": np.ones((2, 1))}, {}, "no array of features"),
         ({"X": np.ones((2, 1)), "names": np.array(["a", "b"])}, {}, "array 'names' is unknown"),
         ({"X": np.ones((2, 1)), "y": np.array([1])}, {}, "expected 2 rows as the features"),
@@ -533,7 +555,6 @@ def npy(shape: tuple[int, ...], descr: str, data: bytes) -> bytes:
         ({"X": np.array([[1j]])}, {}, "X is complex128, expected numbers"),
         ({"X": np.array([[np.nan]])}, {}, "row 0, feature 0: found nan, expected a finite number"),
         ({"X": np.ones((2, 1)), "y": np.array([0.5, 1])}, {}, "found 0.5, expected a whole number"),
-        ({"X": np.ones((2, 1)), "groups": np.array([np.nan, 1])}, {}, "a patient in every row"),
         ({}, {"X": npy((1 << 40, 1000), "<f4", b"")}, "needs"),
         ({}, {"X": npy((2, 2), "<f4", bytes(15))}, "has 143 bytes, but its shape"),
         ({}, {"X": npy((2, 2), "<f4", bytes(17))}, "has 145 bytes, but its shape"),
@@ -636,7 +657,7 @@ def test_flipped_bytes_never_crash(tmp_path: Path, ending: str) -> None:
         path = tmp_path / f"flip.{ending}"
         path.write_bytes(flipped)
         try:
-            import_container(path, tmp_path / "x.hilum")
+            import_container(path, tmp_path / "x.hilum", overwrite=True)
         except (ContainerError, NotesError):
             continue
 
@@ -693,8 +714,6 @@ def test_i8_of_other_writers(tmp_path: Path) -> None:
 def test_without_pyarrow_the_extra_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import sys
-
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ContainerError, match=r"pip install 'hilum\[convert\]'"):
         export_container(EVERY, tmp_path / "t.parquet")
@@ -719,7 +738,7 @@ def peak_mib():
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) // 1024
 before = peak_mib()
 export_container(sys.argv[2], sys.argv[1], overwrite=True)
-import_container(sys.argv[1], sys.argv[3])
+import_container(sys.argv[1], sys.argv[3], overwrite=True)
 print(peak_mib() - before)
 """
 
@@ -760,3 +779,371 @@ def test_scales_that_are_no_numbers_are_not_exported(tmp_path: Path, suffix: str
     with pytest.raises(ContainerError, match="scales that are not finite"):
         formats.export_container(path, tmp_path / f"x{suffix}")
     assert list(tmp_path.iterdir()) == []
+
+
+# ---- what a hostile user found -----------------------------------------------------------------
+
+
+def as_parquet(path: Path, columns: dict[str, Any]) -> Path:
+    pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "name", ["study_date", "__index_level_0__", "weight", "case_no2", "Accession Number"]
+)
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_no_number_of_a_study_becomes_a_feature(tmp_path: Path, ending: str, name: str) -> None:
+    columns = {name: [4711, 4712], "emb_0": [1.0, 2.0], "emb_1": [3.0, 4.0]}
+    if ending == "parquet":
+        table = as_parquet(tmp_path / "t.parquet", columns)
+    else:
+        rows = [list(columns), *map(list, zip(*columns.values(), strict=True))]
+        text = "\n".join(",".join(map(str, row)) for row in rows)
+        table = write_csv(tmp_path / "t.csv", f"{text}\n")
+    out = tmp_path / "x.hilum"
+    with pytest.raises(ContainerError, match=f"column '{name}' is unknown.*--ignore.*--features"):
+        import_container(table, out, notes=STRANGER)
+    report = import_container(table, out, notes=STRANGER, ignore=[name], keep_order=True)
+    assert "features: emb_0 to emb_1 (2)" in report.remarks
+    with formats.open_container(out) as container:
+        assert container.features.tolist() == [[1, 3], [2, 4]]
+
+
+def test_known_names_are_known_in_any_case(tmp_path: Path) -> None:
+    table = write_csv(
+        tmp_path / "t.csv",
+        "PatientID,Target,Sex,AGE,Split,x2,x1,x3,x4,x5,x6,x7,x8,x9,x11,x10\n"
+        "Kowalska,b,F,40,train,2,1,3,4,5,6,7,8,9,11,10\n"
+        "Nowak,a,M,50,test,2,1,3,4,5,6,7,8,9,11,10\n",
+    )
+    report = import_container(table, tmp_path / "x.hilum", notes=STRANGER, keep_order=True)
+    assert "features: x1 to x11 (11)" in report.remarks
+    assert b"Kowalska" not in (tmp_path / "x.hilum").read_bytes()
+    with formats.open_container(tmp_path / "x.hilum") as container:
+        assert container.features[0].tolist() == list(range(1, 12))
+        assert container.n_groups == 2
+        assert container.labels.tolist() == [1, 0]
+        assert container.sexes.tolist() == [1, 2]
+        assert container.ages.tolist() == [40, 50]
+        assert container.splits.tolist() == [1, 3]
+    for name in ("mrn", "patient_id", "Subject", "MRN", "Patient ID"):
+        write_csv(table, f"{name},f0\nA-1,1\nA-1,2\nA-2,3\n")
+        import_container(table, tmp_path / "x.hilum", notes=STRANGER, overwrite=True)
+        with formats.open_container(tmp_path / "x.hilum") as container:
+            assert (container.n_groups, container.dim) == (2, 1)
+
+
+def test_features_are_complete_or_named(tmp_path: Path) -> None:
+    out = tmp_path / "x.hilum"
+    for header, message in (
+        ("f0,f1,f3", "f2 is missing before 'f3'"),
+        ("f2,f3,f4", "f0 is missing before 'f2'"),
+        ("f0,f1,f01", "stands twice before 'f01'"),
+        ("a,b,c", "'a' is unknown .and 2 more: 'b', 'c'"),
+        ("f0,f1,g0", "'g0' is unknown"),
+    ):
+        table = write_csv(tmp_path / "t.csv", f"{header}\n1,2,3\n")
+        with pytest.raises(ContainerError, match=message):
+            import_container(table, out, notes=STRANGER)
+    write_csv(table, "age,c,deep_10,deep_9\n40,3,2,1\n")
+    report = import_container(table, out, notes=STRANGER, features="deep_*", ignore="c")
+    assert report.remarks == ("features: deep_9 to deep_10 (2)",)
+    with formats.open_container(out) as container:
+        assert container.features.tolist() == [[1, 2]]
+    report = import_container(table, out, notes=STRANGER, features=("deep_*", "c"), overwrite=True)
+    assert report.remarks == ("features: c, deep_10, deep_9 (3)",)
+    for features in ("age", "nothing*"):
+        with pytest.raises(ContainerError, match="no column of features is called"):
+            import_container(table, out, notes=STRANGER, features=features, overwrite=True)
+    with pytest.raises(ContainerError, match="there is no column 'd' to ignore"):
+        import_container(table, out, notes=STRANGER, ignore="d", overwrite=True)
+    np.savez(tmp_path / "t.npz", Z=np.ones((2, 3)), mail=np.array(["a@b.c", "d"]))
+    with pytest.raises(ContainerError, match=r"'mail' is unknown.*--ignore"):
+        import_container(tmp_path / "t.npz", out, notes=STRANGER, features="Z", overwrite=True)
+    import_container(
+        tmp_path / "t.npz", out, notes=STRANGER, features="Z", ignore="mail", overwrite=True
+    )
+
+
+def good_keys(n: int) -> list[str]:
+    return [
+        bytes(key).hex() for key in np.random.default_rng(0).integers(0, 256, (n, 16), np.uint8)
+    ]
+
+
+@pytest.mark.parametrize("kind", ["single", "several"])
+def test_withdrawn_rows_leave_nothing_behind(tmp_path: Path, kind: str) -> None:
+    keys = good_keys(2)
+    label = "label" if kind == "single" else "label:a,label:b"
+    one = "a" if kind == "single" else "1,0"
+    table = write_csv(
+        tmp_path / "t.csv",
+        f"{label},row_flags,sex,age,projection,split,sample_key,patient,f0\n"
+        f"{one},1,F,40,PA,train,{keys[0]},p,1\n{one},0,M,50,AP,test,{keys[1]},q,2\n",
+    )
+    import_container(table, tmp_path / "x.hilum", notes=STRANGER, keep_order=True)
+    with formats.open_container(tmp_path / "x.hilum") as container:
+        container.verify()
+        assert container.features.tolist() == [[0], [2]]
+        assert not container.sample_keys[0].any() and container.sample_keys[1].any()
+        assert container.splits.tolist() == [0, 3]
+        assert container.sexes.tolist() == [0, 2]
+        assert container.ages.tolist() == [255, 50]
+        assert container.projections.tolist() == [0, 2]
+        if kind == "several":
+            assert container.labels.tolist() == [[-2, -2], [1, 0]]
+
+
+BAD_KEYS = {
+    "a name": ([b"KOWALSKI_JAN_001".hex()], "line 2.*are text"),
+    "a padded name": ([b"KOWALSKI_JANUS\0\0".hex()], "line 2.*are text"),
+    "a number": ([f"{4711:032x}"], "line 2.*hardly random"),
+    "a long number": (["0123456789" * 3 + "01"], "line 2.*hardly random"),
+    "a number among good ones": ([*good_keys(40), f"{4711:032x}"], "line 42.*hardly random"),
+    "running numbers": ([f"a3c7915e2b08d4f66179{i * 77:012x}" for i in range(40)], "running num"),
+    "text": (["KOWALSKI_JAN_001"], "expected 32 hexadecimal digits"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_KEYS)
+def test_a_sample_key_is_no_name_or_number(tmp_path: Path, case: str) -> None:
+    keys, message = BAD_KEYS[case]
+    rows = "".join(f"{i},{key}\n" for i, key in enumerate(keys))
+    table = write_csv(tmp_path / "t.csv", f"f0,sample_key\n{rows}")
+    with pytest.raises(ContainerError, match=message):
+        import_container(table, tmp_path / "x.hilum", notes=STRANGER)
+    if "text" in message and "are" in message:
+        raw = np.frombuffer(b"".join(bytes.fromhex(key) for key in keys), np.uint8).reshape(-1, 16)
+        np.savez(tmp_path / "t.npz", X=np.ones((len(keys), 1)), sample_key=raw)
+        with pytest.raises(ContainerError, match="are text"):
+            import_container(tmp_path / "t.npz", tmp_path / "x.hilum", notes=STRANGER)
+
+
+def test_digests_are_taken_as_sample_keys(tmp_path: Path) -> None:
+    keys = good_keys(5000)
+    rows = "".join(f"{i},{key}\n" for i, key in enumerate(keys))
+    table = write_csv(tmp_path / "t.csv", f"f0,sample_key\n{rows}0,\n")
+    import_container(table, tmp_path / "x.hilum", notes=STRANGER, keep_order=True)
+    with formats.open_container(tmp_path / "x.hilum") as container:
+        assert [bytes(key).hex() for key in container.sample_keys[:-1]] == keys
+        assert not container.sample_keys[-1].any()
+
+
+def test_labels_as_in_a_manifest(tmp_path: Path) -> None:
+    table = write_csv(tmp_path / "t.csv", "f0,Label\n1,a|b\n2,b?\n3,\n4, c | a ? \n")
+    import_container(table, tmp_path / "x.hilum", notes=STRANGER, keep_order=True)
+    with formats.open_container(tmp_path / "x.hilum") as container:
+        assert container.multilabel and container.classes == ("a", "b", "c")
+        assert container.labels.tolist() == [[1, 1, 0], [0, -1, 0], [0, 0, 0], [-1, 0, 1]]
+    for label, message in (
+        ("a|a?", "present or uncertain, not both"),
+        ("?", "a name before the"),
+        ("b|nan", "Leave such rows out"),
+    ):
+        write_csv(table, f"f0,label\n1,{label}\n")
+        with pytest.raises(ContainerError, match=f"line 2.*{message}"):
+            import_container(table, tmp_path / "y.hilum", notes=STRANGER)
+    # a class that notes name is that class
+    write_csv(table, "f0,label\n1,a|b\n2,nan\n")
+    notes = {**STRANGER, "classes": ["a|b", "nan"]}
+    import_container(table, tmp_path / "y.hilum", notes=notes, keep_order=True)
+    with formats.open_container(tmp_path / "y.hilum") as container:
+        assert container.labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("text", ["nan", "NaN", "None", "NULL", ""])
+def test_missing_texts_are_missing(tmp_path: Path, text: str) -> None:
+    table = write_csv(tmp_path / "t.csv", f"f0,label\n1,a\n2,{text}\n")
+    with pytest.raises(ContainerError, match=r"line 3, column label: found .* Leave such rows out"):
+        import_container(table, tmp_path / "x.hilum", notes=STRANGER)
+    write_csv(table, f"f0,patient,age,sex\n1,{text},{text},{text}\n2,{text},3,F\n3,a,4,M\n")
+    report = import_container(table, tmp_path / "x.hilum", notes=STRANGER, keep_order=True)
+    assert any("2 rows name no patient" in remark for remark in report.remarks)
+    with formats.open_container(tmp_path / "x.hilum") as container:
+        assert sorted(container.groups.tolist()) == [0, 1, 2]
+        assert container.ages.tolist() == [255, 3, 4]
+        assert container.sexes.tolist() == [0, 1, 2]
+
+
+def test_missing_numbers_of_patients(tmp_path: Path) -> None:
+    np.savez(tmp_path / "t.npz", X=np.ones((4, 1)), groups=np.array([np.nan, 7, np.nan, 7]))
+    report = import_container(
+        tmp_path / "t.npz", tmp_path / "x.hilum", notes=STRANGER, keep_order=True
+    )
+    assert "2 rows name no patient: each was taken for a patient of its own" in report.remarks
+    with formats.open_container(tmp_path / "x.hilum") as container:
+        groups = container.groups.tolist()
+        assert sorted(set(groups)) == [0, 1, 2] and groups[1] == groups[3]
+
+
+@pytest.mark.parametrize("second", ["test", "valid", ""])
+def test_patients_in_two_splits_are_refused(tmp_path: Path, second: str) -> None:
+    first = "test" if second != "test" else "train"
+    table = write_csv(
+        tmp_path / "t.csv", f"f0,patient,split\n1,p,{first}\n2,q,train\n3,p,{second}\n"
+    )
+    with pytest.raises(ContainerError, match=r"line 2 is .* and line 4 is .*--without-splits"):
+        import_container(table, tmp_path / "x.hilum", notes=STRANGER)
+    import_container(table, tmp_path / "x.hilum", notes=STRANGER, without_splits=True)
+    with formats.open_container(tmp_path / "x.hilum") as container:
+        assert container.splits is None and container.n_groups == 2
+
+
+def test_torn_patients_of_an_export_are_refused_too(tmp_path: Path) -> None:
+    source = GOLDEN / "valid" / "f16_multi_label_crossing_groups.hilum"
+    export_container(source, tmp_path / "t.npz")
+    with pytest.raises(ContainerError, match="two splits"):
+        import_container(tmp_path / "t.npz", tmp_path / "x.hilum")
+    import_container(tmp_path / "t.npz", tmp_path / "x.hilum", without_splits=True)
+
+
+def test_views_need_patients(tmp_path: Path) -> None:
+    table = write_csv(tmp_path / "t.csv", "f0,view\n1,0\n2,1\n")
+    with pytest.raises(ContainerError, match=r"line 3 is view 1 .*Add a column of patients"):
+        import_container(table, tmp_path / "x.hilum", notes=STRANGER)
+    write_csv(table, "f0,view,patient\n1,0,p\n2,1,p\n")
+    import_container(table, tmp_path / "x.hilum", notes=STRANGER)
+
+
+def test_a_view_in_words_is_a_projection(tmp_path: Path) -> None:
+    table = write_csv(tmp_path / "t.csv", "f0,View\n1,PA\n2,ap\n3,\n")
+    report = import_container(table, tmp_path / "x.hilum", notes=STRANGER, keep_order=True)
+    assert any("view holds projections" in remark for remark in report.remarks)
+    with formats.open_container(tmp_path / "x.hilum") as container:
+        assert container.projections.tolist() == [1, 2, 0]
+        assert container.views is None
+
+
+def test_numbers_as_labels_need_names(tmp_path: Path) -> None:
+    np.savez(tmp_path / "t.npz", X=np.ones((2, 1)), y=np.array([0, 1]))
+    with pytest.raises(NotesError, match=r'classes: .*--notes.: "classes": \["the name of 0"'):
+        import_container(tmp_path / "t.npz", tmp_path / "x.hilum", notes=STRANGER)
+
+
+def test_an_import_is_a_child(tmp_path: Path) -> None:
+    export_container(EVERY, tmp_path / "t.csv")
+    import_container(tmp_path / "t.csv", tmp_path / "a.hilum")
+    export_container(tmp_path / "a.hilum", tmp_path / "t.npz")
+    import_container(tmp_path / "t.npz", tmp_path / "b.hilum")
+    with (
+        formats.open_container(EVERY) as old,
+        formats.open_container(tmp_path / "a.hilum") as a,
+        formats.open_container(tmp_path / "b.hilum") as b,
+    ):
+        assert b.notes["derived_from"] == [a.uuid, *formats_lineage(old)]
+
+
+KILLED = """
+import os, sys
+import formats.convert
+formats.convert.read_stored = lambda *_: os._exit(9)
+formats.export_container(sys.argv[1], sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_what_a_killed_export_left_is_taken_over(tmp_path: Path, ending: str) -> None:
+    needs(ending)
+    table = tmp_path / f"t.{ending}"
+    for _ in range(2):
+        result = run_python(KILLED, str(EVERY), str(table))
+        assert result.returncode == 9, result.stderr
+        left = {f".t.{ending}.part"}
+        if ending == "csv":
+            left.add(".t.csv.notes.json.part")
+        assert files_in(tmp_path) == left
+    (tmp_path / f".t.{ending}.part").write_bytes(b"x" * 100_000)
+    export_container(EVERY, table)
+    import_container(table, tmp_path / "x.hilum", keep_order=True)
+    same_contents(EVERY, tmp_path / "x.hilum")
+    assert not any(name.endswith(".part") for name in files_in(tmp_path))
+
+
+@pytest.mark.skipif(_tables._fcntl is None, reason="needs locks of files")
+def test_two_exports_of_one_name(tmp_path: Path) -> None:
+    with _tables.new_file(tmp_path / "t.npz", overwrite=False) as stream:
+        stream.write(b"first")
+        with pytest.raises(WriteError, match="by another program"):
+            export_container(EVERY, tmp_path / "t.npz")
+    assert (tmp_path / "t.npz").read_bytes() == b"first"
+    assert files_in(tmp_path) == {"t.npz"}
+
+
+def test_an_existing_container_is_left_alone(tmp_path: Path) -> None:
+    export_container(EVERY, tmp_path / "t.npz")
+    out = tmp_path / "x.hilum"
+    formats.write_container(out, np.ones((1, 1)), notes_of(1))
+    before = out.read_bytes()
+    with pytest.raises(WriteError, match=r"exists already.*--overwrite"):
+        import_container(tmp_path / "t.npz", out)
+    with pytest.raises(WriteError, match=r"exists already.*--overwrite"):
+        export_container(EVERY, tmp_path / "t.npz")
+    assert out.read_bytes() == before
+    import_container(tmp_path / "t.npz", out, overwrite=True, keep_order=True)
+    same_contents(EVERY, out)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
+@pytest.mark.parametrize("ending", [*ENDINGS, "json"])
+def test_a_pipe_is_refused_at_once(tmp_path: Path, ending: str) -> None:
+    pipe = tmp_path / f"pipe.{ending}"
+    os.mkfifo(pipe)
+    table, notes = pipe, None
+    if ending == "json":
+        table, notes = write_csv(tmp_path / "t.csv", "f0\n1\n"), pipe
+    with pytest.raises(ContainerError, match=rf"pipe\.{ending}: .*not a regular file"):
+        import_container(table, tmp_path / "x.hilum", notes=notes)
+    assert not (tmp_path / "x.hilum").exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs names that are no UTF-8")
+def test_names_that_cannot_be_printed(tmp_path: Path) -> None:
+    out = tmp_path / os.fsdecode(b"b\xff.npz")
+    again = tmp_path / os.fsdecode(b"b\xff.hilum")
+    for arguments in (["export", EVERY, "-o", out], ["import", out, "-o", again]):
+        result = subprocess.run(
+            [sys.executable, "-m", "formats", *map(os.fspath, arguments)],
+            cwd=Path(formats.__file__).parent.parent,
+            env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
+            capture_output=True,
+            check=False,
+        )
+        assert result.returncode == 0, result.stderr
+        assert b"b?." in result.stdout
+        assert result.stderr == b""
+
+
+def test_a_folder_that_cannot_be_written_names_the_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = write_csv(tmp_path / "t.csv", "f0\n1\n")
+
+    def refuse(**_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("formats.convert.tempfile.TemporaryFile", refuse)
+    with pytest.raises(WriteError, match=r"x\.hilum: the folder .* may not be written to"):
+        import_container(table, tmp_path / "x.hilum", notes=STRANGER)
+
+
+def test_the_command_knows_the_choices(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from formats.__main__ import main
+
+    write_csv(tmp_path / "t.csv", "date,deep,patient,split\n1,2,p,train\n1,3,p,test\n", STRANGER)
+    out = tmp_path / "x.hilum"
+    arguments = [
+        "import", str(tmp_path / "t.csv"), "-o", str(out), "--notes", str(tmp_path / "n.json"),
+        "--features", "deep*", "--ignore", "date", "--without-splits",
+    ]  # fmt: skip
+    assert main(arguments) == 0
+    shown = capsys.readouterr()
+    assert "note: features: deep (1)" in shown.err and "2 rows, 1 x f32" in shown.out
+    assert main(arguments) == 1
+    assert "--overwrite" in capsys.readouterr().err
+    assert main([*arguments, "--overwrite", "--quiet"]) == 0
+    with pytest.raises(SystemExit):
+        main([*arguments, "--ignore", "a,,b"])
