@@ -90,7 +90,7 @@ class Journal:
 
     @classmethod
     def create(cls, path: Path, facts: Mapping[str, Any], blob: bytes = b"") -> Self:
-        """Begin a journal; an older one at the path is emptied.
+        """Begin a journal where none is.
 
         Parameters
         ----------
@@ -112,9 +112,8 @@ class Journal:
             It cannot be written.
         """
         # For its writer alone: digests of patients' identifiers can be found by trying them all.
-        descriptor = os.open(path, _flags() | os.O_CREAT, 0o600)
+        descriptor = os.open(path, _flags() | os.O_CREAT | os.O_EXCL, 0o600)
         try:
-            os.ftruncate(descriptor, 0)
             start = _MAGIC + _record({"journal": cls.VERSION, **facts}, blob)
             write_at(descriptor, start, 0)
         except BaseException:

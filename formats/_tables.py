@@ -959,6 +959,7 @@ def _read_parquet(path: Path, choice: Choice) -> Table:
         schema = file.schema_arrow
         names = list(schema.names)
         _refuse_bombs(path, file.metadata)
+        texts = _text_columns(file.metadata)
         metadata = schema.metadata or {}
         if b"hilum_notes" in metadata:
             table.notes = _embedded_notes(path, metadata[b"hilum_notes"])
@@ -997,7 +998,11 @@ def _read_parquet(path: Path, choice: Choice) -> Table:
         labels: list[NDArray[Any]] = []
         done = 0
         width = dim
-        with _told(path, "parquet"), pq.ParquetFile(path, pre_buffer=False) as file:
+        # equal texts are read once: a thousand bytes would become gigabytes
+        with (
+            _told(path, "parquet"),
+            pq.ParquetFile(path, pre_buffer=False, read_dictionary=texts) as file,
+        ):
             for batch in file.iter_batches(batch_size=step):
                 for name, index in known.items():
                     collected[name].append(_parquet_column(path, pa, batch.column(index)))
@@ -1032,13 +1037,21 @@ def _refuse_bombs(path: Path, metadata: Any) -> None:
         group = metadata.row_group(i)
         for k in range(group.num_columns):
             column = group.column(k)
-            n_bytes = 4 * column.num_values
+            # a value in a dictionary is stored once, and as long as it likes
+            n_bytes = max(4, metadata.schema.column(k).length) * column.num_values
+            n_bytes = max(n_bytes, column.total_uncompressed_size)
             if n_bytes > BOMB_BYTES and n_bytes > BOMB_RATIO * column.total_compressed_size:
                 raise ContainerError(
                     path,
                     f"column {column.path_in_schema!r} would unpack {column.total_compressed_size} "
                     f"bytes to {n_bytes}: no features are like that. Look at where it comes from.",
                 )
+
+
+def _text_columns(metadata: Any) -> list[str]:
+    schema = metadata.schema
+    columns = [schema.column(i) for i in range(len(schema))]
+    return [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
 
 
 def _parquet_numbers(
@@ -1052,11 +1065,14 @@ def _parquet_numbers(
             raise ContainerError(
                 table.path, f"row {done + row}, column {names[i]!r} is empty, expected a number."
             )
-        values = column.to_numpy(zero_copy_only=False)
+        kind = getattr(column.type, "value_type", column.type)  # of texts
+        values = np.empty(0, object)
+        if kind is column.type:
+            values = column.to_numpy(zero_copy_only=False)
         if values.dtype.kind not in "fiu":
             raise ContainerError(
                 table.path,
-                f"column {names[i]!r} holds {column.type}, expected numbers. Leave it out if it is "
+                f"column {names[i]!r} holds {kind}, expected numbers. Leave it out if it is "
                 f"no feature, or call it one of {', '.join(COLUMNS)}.",
             )
         parts.append(values)
@@ -1099,11 +1115,14 @@ def _parquet_column(path: Path, pa: Any, column: Any) -> NDArray[Any]:
     if (pa.types.is_integer(kind) or pa.types.is_floating(kind)) and not column.null_count:
         numbers: NDArray[Any] = column.to_numpy(zero_copy_only=False)
         return numbers
-    texts = np.empty(len(column), object)
-    for i, value in enumerate(column.to_pylist()):
+    if not pa.types.is_dictionary(kind):
+        column = column.dictionary_encode()
+    words = column.dictionary.to_pylist()
+    for value in words:
         if value is not None and not isinstance(value, str | int | float):
             raise ContainerError(path, f"a column holds {kind}, expected numbers or text.")
-        texts[i] = "" if value is None else str(value)
+    known = np.array(["" if word is None else str(word) for word in [*words, None]], object)
+    texts: NDArray[Any] = known[column.indices.fill_null(len(words)).to_numpy()]
     return texts
 
 
@@ -1181,8 +1200,12 @@ def parse_sidecar(path: Path) -> tuple[Any, str | None, NDArray[np.float32] | No
         if "scales" in value:
             scales = np.array(value["scales"], np.float32)
             _scales_of(path, scales, len(scales))
+        if value.get("dtype") not in ("f32", "f16", "i8"):
+            raise ContainerError(
+                path, f"the dtype is {value.get('dtype')!r}, expected f32, f16, i8."
+            )
         notes = _embedded_notes(path, canonical_json(value["notes"]))
-        return notes, value.get("dtype"), scales
+        return notes, value["dtype"], scales
 
 
 def _write_csv(stream: BinaryIO, export: Export) -> None:
@@ -1264,7 +1287,7 @@ def _read_csv(path: Path, choice: Choice) -> Table:
         collected: dict[str, list[str]] = {name: [] for name in known}
         labels: list[NDArray[np.float64]] = []
         same: dict[str, str] = {}
-        rows: list[NDArray[np.float64]] = []
+        room = np.empty((step, len(features)))
         n_rows = 0
         with _told(path, "csv"), path.open("rb") as stream:
             reader = csv.reader(_lines(path, stream), delimiter=delimiter, strict=True)
@@ -1282,13 +1305,12 @@ def _read_csv(path: Path, choice: Choice) -> Table:
                     collected[name].append(same.setdefault(text, text))
                 if classes:
                     labels.append(_floats(path, where, cells, classes, names))
-                rows.append(_floats(path, where, cells, features, names))
-                if len(rows) == step:
-                    yield np.stack(rows)
-                    rows = []
+                room[n_rows % step] = _floats(path, where, cells, features, names)
                 n_rows += 1
-        if rows:
-            yield np.stack(rows)
+                if n_rows % step == 0:
+                    yield room
+        if n_rows % step:
+            yield room[: n_rows % step]
         for name, texts in collected.items():
             table.columns[name] = np.array([*texts, None], object)[:-1]
         if classes:

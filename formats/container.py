@@ -115,7 +115,7 @@ class Container:
     size_bytes : int
         Length of the file.
     uuid : str
-        Random identity of this data set, 32 hexadecimal digits.
+        Identity of this data set, 32 hexadecimal digits: random, or made of its contents.
     backbone_digest, preprocessing_digest : str
         SHA-256 as 64 hexadecimal digits; heads carry the same.
     group_clean : bool

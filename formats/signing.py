@@ -151,14 +151,15 @@ def _write_new(path: Path, data: bytes, mode: int) -> None:
     try:
         descriptor = os.open(path, flags, mode)
         try:
-            write_at(descriptor, data, None)
-            os.fsync(descriptor)
+            try:
+                write_at(descriptor, data, None)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)  # before: Windows removes no open file
         except BaseException:
             with contextlib.suppress(OSError):
                 path.unlink()
             raise
-        finally:
-            os.close(descriptor)
         sync_folder(path.parent)
     except FileExistsError:
         raise _exists(path) from None

@@ -402,7 +402,10 @@ def test_ctrl_c_ends_verify_at_once(large: Path) -> None:
         "    stopped.set()\n"
         # the interrupt may come while verify is waiting for its thread, which then ends by itself
         "    others = [t for t in threading.enumerate() if t is not threading.main_thread()]\n"
-        "    for t in others: t.join(20)\n"
+        # or while that is being started
+        "    for t in others:\n"
+        "        while t.ident is None: pass\n"
+        "        t.join(20)\n"
         "    print('stopped', threading.active_count())\n"
     )
     result = run_python(code, str(large))

@@ -167,6 +167,18 @@ def test_no_key_is_ever_overwritten(tmp_path: Path, existing: str) -> None:
         assert (tmp_path / existing).read_text() == "mine"
 
 
+def test_a_key_made_by_another_meanwhile_is_not_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "site.pem"
+    path.write_bytes(b"theirs")
+    monkeypatch.setattr("formats.signing.os.path.lexists", lambda _: False)
+    with pytest.raises(SignatureError, match="exists already"):
+        make_key_pair(path)
+    monkeypatch.undo()
+    assert path.read_bytes() == b"theirs"
+
+
 def test_half_a_pair_is_not_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.open
 
