@@ -25,8 +25,10 @@ _MERGE = """\
 Join containers of the same backbone, preprocessing and blocks into a new one.
 
 Classes and sources are joined by name; patients of different files are different ones, unless two
-files share an image (sample key); an image that comes twice is taken once; withdrawn rows stay
-behind. Rows and patients' numbers are shuffled.
+files share an image (the same sample key, or exactly the same features); an image that comes twice
+is taken once, and what is unknown there (classes not assessed, sex, age, projection, source, split)
+is filled in from the other file; withdrawn rows stay behind. Rows and patients' numbers are
+shuffled.
 """
 _MERGE_EXAMPLES = """\
 examples:
@@ -45,19 +47,24 @@ examples:
 _WITHDRAW = """\
 Let patients leave: all their rows become zero and are flagged, so that nothing uses them any more
 and the other rows keep their numbers; or, with --drop, are left out. A container made from the
-patient's images (engine.extract, same options) finds them without a list of who is who.
+patient's images (engine.extract, same options) finds them without a list of who is who; if some
+of these images are not found, the others are withdrawn and the exit status is 1.
+
+In an i8 file, the scale of a feature that only withdrawn rows explain is computed anew from the
+others, whose values of this feature are rounded again; all else stays bit for bit.
 
 Copies and backups of the old file still hold the rows, and so do heads trained with them.
 """
 _WITHDRAW_EXAMPLES = """\
 examples:
-  %(prog)s chest.hilum --group 17 -o chest2.hilum
+  %(prog)s chest.hilum --group 17,18 -o chest2.hilum
   %(prog)s chest.hilum --matching patient.hilum --in-place
   %(prog)s chest.hilum --rows 5,9 -o smaller.hilum --drop
 """
 _RESPLIT = """\
 Divide the rows anew into train, valid and test: patients whole, every class shared out, the same
-for the same seed. Features, order and patients' numbers stay as they are.
+for the same seed. Patients who share an image (the same sample key, or exactly the same features)
+stay together. Features, order and patients' numbers stay as they are.
 """
 _RESPLIT_EXAMPLES = """\
 examples:
@@ -82,6 +89,19 @@ def add_parsers(commands: Any) -> None:
     merge.add_argument(
         "--without-splits", action="store_true", help="leave the train/valid/test marks out"
     )
+    merge.add_argument(
+        "--on-conflict",
+        choices=("refuse", "first", "drop"),
+        default="refuse",
+        help="where one image has contradicting labels: do not merge (default), keep the first "
+        "label, or leave the image out",
+    )
+    merge.add_argument(
+        "--allow-related",
+        action="store_true",
+        help="merge files that come from one data set, too: a patient who was withdrawn from one "
+        "may come back through the other",
+    )
     merge.add_argument("--dtype", choices=("f16", "f32", "i8"), help="how to store the features")
     merge.set_defaults(run=_merge, parser=merge)
 
@@ -99,7 +119,7 @@ def add_parsers(commands: Any) -> None:
         help="rows with one of these labels; may be given several times",
     )
     _add_rows(subset, "these rows: 0:100, 5,9,12 or a text file with one number a line")
-    subset.add_argument("--group", type=int, nargs="+", metavar="N", help="rows of these patients")
+    _add_group(subset, "rows of these patients; may be given several times")
     subset.add_argument(
         "--source", dest="sources", action="append", metavar="NAME", help="rows of this source"
     )
@@ -112,9 +132,10 @@ def add_parsers(commands: Any) -> None:
     withdraw = _add(commands, "withdraw", "let patients leave", _WITHDRAW, _WITHDRAW_EXAMPLES)
     withdraw.add_argument("file", metavar="FILE", help="a .hilum file")
     where = withdraw.add_mutually_exclusive_group(required=True)
-    where.add_argument("-o", "--output", metavar="OUT", help="the new .hilum file")
+    where.add_argument("-o", "--output", type=_output, metavar="OUT", help="the new .hilum file")
     where.add_argument("--in-place", action="store_true", help="replace FILE when all is done")
-    withdraw.add_argument("--group", type=int, nargs="+", metavar="N", help="these patients")
+    _add_overwrite(withdraw)
+    _add_group(withdraw, "these patients; may be given several times")
     _add_rows(withdraw, "the patients of these rows: 0:100, 5,9,12 or a file of numbers")
     withdraw.add_argument(
         "--matching", metavar="P.hilum", help="the patients whose images this container was made of"
@@ -194,8 +215,37 @@ def _add(
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-o", "--output", required=True, metavar="OUT", help="the new .hilum file")
+    parser.add_argument(
+        "-o", "--output", type=_output, required=True, metavar="OUT", help="the new .hilum file"
+    )
+    _add_overwrite(parser)
     add_quiet(parser)
+
+
+def _add_overwrite(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace OUT if there is such a file already"
+    )
+
+
+def _add_group(parser: argparse.ArgumentParser, text: str) -> None:
+    # not nargs="+": that would swallow a FILE which comes after it
+    parser.add_argument(
+        "--group", dest="groups", type=_numbers, action="extend", metavar="N,...", help=text
+    )
+
+
+def _output(text: str) -> str:
+    if not text or Path(text).is_dir():
+        what = f"{text!r} is a folder" if text else "the name is empty"
+        raise argparse.ArgumentTypeError(f"{what}, expected the name of the new .hilum file")
+    return text
+
+
+def _numbers(text: str) -> list[int]:
+    if not re.fullmatch(r"[0-9]{1,20}(,[0-9]{1,20})*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number, or several such as 17,18")
+    return [int(number) for number in text.split(",")]
 
 
 def _add_seed(parser: argparse.ArgumentParser) -> None:
@@ -220,12 +270,14 @@ def _split_names(text: str) -> list[str]:
 
 
 def _rows(text: str) -> slice | list[int]:
-    if re.fullmatch(r"\d*:\d*(:\d+)?", text):
+    if re.search(r"[0-9]{19}", text) and re.fullmatch(r"[0-9:,]+", text):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} has a number larger than any row's")
+    if re.fullmatch(r"[0-9]*:[0-9]*(:[0-9]+)?", text):
         numbers = [int(number) if number else None for number in text.split(":")]
         if numbers[2:] == [0]:
             raise argparse.ArgumentTypeError(f"{text!r} has the step 0")
         return slice(*numbers)
-    if re.fullmatch(r"\d+(,\d+)*", text):
+    if re.fullmatch(r"[0-9]+(,[0-9]+)*", text):
         return [int(number) for number in text.split(",")]
     try:
         lines = Path(text).read_text(encoding="utf-8").split()
@@ -234,7 +286,7 @@ def _rows(text: str) -> slice | list[int]:
             f"{text!r} is neither rows such as 0:100 or 5,9,12 nor a text file that can be read"
         ) from None
     for line in lines:
-        if not line.isascii() or not line.isdigit():
+        if not re.fullmatch(r"[0-9]{1,18}", line):
             raise argparse.ArgumentTypeError(f"{text}: found {line[:40]!r}, expected row numbers")
     return [int(line) for line in lines]
 
@@ -276,11 +328,16 @@ def _merge(given: argparse.Namespace) -> int:
             keep_order=given.keep_order,
             dtype=given.dtype,
             without_splits=given.without_splits,
+            on_conflict=given.on_conflict,
+            allow_related=given.allow_related,
+            overwrite=given.overwrite,
             progress=advance,
         )
     counts = report.counts
     said = [
         (counts["duplicates"], "duplicate rows left out"),
+        (counts["same_features"], "same image by features"),
+        (counts["conflicts"], "images with contradicting labels"),
         (counts["withdrawn"], "withdrawn rows left out"),
         (counts.get("joined_patients", 0), "patients recognised as others by their images"),
     ]
@@ -295,10 +352,11 @@ def _subset(given: argparse.Namespace) -> int:
             split=given.split,
             classes=_class_names(given.file, given.classes),
             rows=given.rows,
-            groups=given.group,
+            groups=given.groups,
             sources=given.sources,
             drop_classes=given.drop_classes,
             seed=given.seed,
+            overwrite=given.overwrite,
             progress=advance,
         )
     counts = report.counts
@@ -307,17 +365,18 @@ def _subset(given: argparse.Namespace) -> int:
 
 
 def _withdraw(given: argparse.Namespace) -> int:
-    if given.group is None and given.rows is None and given.matching is None:
+    if given.groups is None and given.rows is None and given.matching is None:
         given.parser.error("say who leaves: --group, --rows or --matching")
     with progress_bar("withdraw", quiet=given.quiet) as advance:
         report = withdraw_rows(
             given.file,
             None if given.in_place else given.output,
-            groups=given.group,
+            groups=given.groups,
             rows=given.rows,
             matching=given.matching,
             rows_only=given.rows_only,
             drop=given.drop,
+            overwrite=given.overwrite,
             progress=advance,
         )
     counts = report.counts
@@ -329,13 +388,18 @@ def _withdraw(given: argparse.Namespace) -> int:
     code = _tell(report, given.quiet, said)
     if not given.quiet:
         print("Copies and backups of the old file still hold these rows.")
-    return code
+    return 1 if counts.get("found", 0) < counts.get("images", 0) else code
 
 
 def _resplit(given: argparse.Namespace) -> int:
     with progress_bar("resplit", quiet=given.quiet) as advance:
         report = resplit_container(
-            given.file, given.output, fractions=given.fractions, seed=given.seed, progress=advance
+            given.file,
+            given.output,
+            fractions=given.fractions,
+            seed=given.seed,
+            overwrite=given.overwrite,
+            progress=advance,
         )
     code = _tell(report, given.quiet, [])
     if not given.quiet:
@@ -357,5 +421,6 @@ def _tell(report: EditReport, quiet: bool, said: list[tuple[int, str]]) -> int:
                 facts.append(f"{container.n_groups} patients")
             facts.append(size_text(container.size_bytes))
         more = "; ".join(f"{what}: {count}" for count, what in said if count)
-        print(f"{report.path}: {', '.join(facts)}{f' ({more})' if more else ''}")
+        line = f"{report.path}: {', '.join(facts)}{f' ({more})' if more else ''}"
+        print(printable(line))
     return 0

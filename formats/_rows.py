@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -26,9 +28,12 @@ __all__ = [
     "check_output",
     "copy_columns",
     "copy_notes",
+    "feature_digests",
     "iter_pieces",
+    "join_by",
     "join_patients",
     "lineage",
+    "number_records",
     "open_verified",
     "piece_rows",
     "read_stored",
@@ -99,9 +104,13 @@ class Meter:
 
 
 def check_output(
-    out: str | PathLike[str], inputs: Sequence[str | PathLike[str]], *, what: str = "container"
+    out: str | PathLike[str],
+    inputs: Sequence[str | PathLike[str]],
+    *,
+    what: str = "container",
+    overwrite: bool = True,
 ) -> Path:
-    """Refuse an output that is one of the inputs.
+    """Refuse an output that is one of the inputs, no file, or there already.
 
     Parameters
     ----------
@@ -111,6 +120,8 @@ def check_output(
         What is read.
     what : str
         What the output is, for the message.
+    overwrite : bool
+        Whether a file of that name may be replaced.
 
     Returns
     -------
@@ -120,8 +131,10 @@ def check_output(
     Raises
     ------
     ContainerError
-        It is an input, by any of its names.
+        It is an input, by any of its names; or no name of a file, or there is one already.
     """
+    if not os.fspath(out):
+        raise ContainerError("''", "an empty name, expected that of a file to write.")
     target = Path(out)
     for path in inputs:
         same = False
@@ -133,6 +146,14 @@ def check_output(
                 target,
                 f"is an input and would be replaced by the new {what}. Name another output.",
             )
+    if what == "container" and target.is_dir():
+        raise ContainerError(
+            target, "this is a folder, expected the name of a file. Add a file name to it."
+        )
+    if not overwrite and os.path.lexists(target):
+        raise ContainerError(
+            target, "exists already. Choose another name, or have it replaced (--overwrite)."
+        )
     return target
 
 
@@ -385,7 +406,9 @@ def lineage(containers: Sequence[Container]) -> list[str]:
     return list(found)[:_MOST_ANCESTORS]
 
 
-def join_patients(groups: NDArray[np.int64], keys: NDArray[np.uint8] | None) -> NDArray[np.int64]:
+def join_patients(
+    groups: NDArray[np.int64], keys: NDArray[np.uint8] | None, *images: NDArray[np.int64]
+) -> NDArray[np.int64]:
     """Give one number to patients who share an image.
 
     Parameters
@@ -394,31 +417,119 @@ def join_patients(groups: NDArray[np.int64], keys: NDArray[np.uint8] | None) -> 
         Patient of each row, from 0.
     keys : uint8 (n, 16) or None
         Sample keys; zero says nothing.
+    *images : int64 (n,)
+        Other numbers of the image of each row; below 0 says nothing.
 
     Returns
     -------
     int64 (n,)
         Patient of each row: the least of the numbers that were joined.
     """
-    if keys is None or not len(groups):
+    if keys is not None:
+        images = (number_records(keys, np.any(keys != 0, axis=1)), *images)
+    return join_by(groups, *images)
+
+
+def join_by(groups: NDArray[np.int64], *marks: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Give one number to groups whose rows share a mark.
+
+    Parameters
+    ----------
+    groups : int64 (n,)
+        Group of each row, from 0.
+    *marks : int64 (n,)
+        Each its own kind of mark; below 0 is none.
+
+    Returns
+    -------
+    int64 (n,)
+        Group of each row: the least of the numbers that were joined.
+    """
+    of_group: list[NDArray[np.int64]] = []
+    of_mark: list[NDArray[np.int64]] = []
+    n_marks = 0
+    for mark in marks:
+        known = mark >= 0
+        if known.any():
+            of_group.append(groups[known])
+            of_mark.append(mark[known] + n_marks)
+            n_marks += int(mark.max()) + 1
+    if not of_mark:
         return groups
-    known = keys.any(axis=1)
-    if not known.any():
-        return groups
-    group = groups[known]
-    _, key = np.unique(as_records(keys[known]), return_inverse=True)
+    group, named = np.concatenate(of_group), np.concatenate(of_mark)
     root = np.arange(int(groups.max()) + 1)
     while True:
-        # the least number spreads from patients to images and back until nothing moves
-        least = np.full(int(key.max()) + 1, len(root))
-        np.minimum.at(least, key, root[group])
+        # the least number spreads from groups to marks and back until nothing moves
+        least = np.full(n_marks, len(root))
+        np.minimum.at(least, named, root[group])
         moved = root.copy()
-        np.minimum.at(moved, group, least[key])
+        np.minimum.at(moved, group, least[named])
         moved = moved[moved]
         if np.array_equal(moved, root):
             joined: NDArray[np.int64] = root[groups]
             return joined
         root = moved
+
+
+def number_records(rows: NDArray[np.uint8], known: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Give equal rows of bytes the same number.
+
+    Parameters
+    ----------
+    rows : uint8 (n, width)
+        Bytes.
+    known : bool (n,)
+        Which of them say something.
+
+    Returns
+    -------
+    int64 (n,)
+        From 0 on, equal for equal bytes; -1 where not known.
+    """
+    numbers = np.full(len(rows), -1, np.int64)
+    if known.any():
+        numbers[known] = np.unique(as_records(rows[known]), return_inverse=True)[1].reshape(-1)
+    return numbers
+
+
+def feature_digests(
+    container: Container, rows: NDArray[np.int64], element: np.dtype[Any] | None = None
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Hash the features of rows, so that equal ones are found without holding them.
+
+    Parameters
+    ----------
+    container : Container
+        Open.
+    rows : int64 (n,)
+        Which rows.
+    element : dtype, optional
+        Convert to this type first; left out, rows of another dtype or other i8 scales differ.
+
+    Returns
+    -------
+    digests : uint8 (n, 16)
+        Equal for equal features.
+    useful : bool (n,)
+        False where all features are zero, which says nothing.
+    """
+    digests = np.empty((len(rows), 16), np.uint8)
+    useful = np.zeros(len(rows), np.bool_)
+    salt = b""
+    if element is None:
+        scales = b"" if container.scales is None else container.scales.tobytes()
+        salt = hashlib.blake2b(container.dtype.encode() + scales, digest_size=16).digest()
+    for piece in iter_pieces(len(rows), container.dim):
+        values = read_stored(container, rows[piece])
+        if element is not None and values.dtype != element:
+            with np.errstate(over="ignore"):
+                values = values.astype(element)
+        useful[piece] = values.any(axis=1)
+        joined = b"".join(
+            hashlib.blake2b(row.data, digest_size=16, salt=salt).digest() for row in values
+        )
+        digests[piece] = np.frombuffer(joined, np.uint8).reshape(-1, 16)
+    return digests, useful
 
 
 def as_records(rows: NDArray[np.uint8]) -> NDArray[np.void]:
@@ -448,6 +559,8 @@ def write_rows(
     *,
     dtype: str | None = None,
     keep_scales: bool = True,
+    scales: NDArray[np.float32] | None = None,
+    overwrite: bool = True,
     group_order: Literal["random", "given"] = "random",
     seed: int | None = None,
     meter: Meter,
@@ -472,6 +585,10 @@ def write_rows(
         How features are stored; as in the first source if left out.
     keep_scales : bool
         Whether i8 elements are copied bit for bit with the first source's scales.
+    scales : float32 (dim,), optional
+        Other scales, of a single i8 source: its elements are converted where the scale is another.
+    overwrite : bool
+        Whether a file that is there may be replaced.
     group_order, seed
         As in `ContainerWriter`.
     meter : Meter
@@ -485,8 +602,12 @@ def write_rows(
     first = containers[0]
     stored = dtype or first.dtype
     raw = all(container.dtype == stored for container in containers)
-    scales = None
-    if stored == "i8":
+    changed = np.zeros(0, np.int64)
+    factor = np.zeros(0)
+    if scales is not None and first.scales is not None:
+        changed = np.flatnonzero(scales != first.scales)
+        factor = first.scales[changed].astype(np.float64) / scales[changed]
+    elif stored == "i8":
         scales = first.scales if raw and keep_scales else None
         raw = scales is not None
     try:
@@ -497,6 +618,7 @@ def write_rows(
             expected_rows=len(rows) or None,
             backbone_digest=first.backbone_digest,
             preprocessing_digest=first.preprocessing_digest,
+            overwrite=overwrite,
             scales=scales,
             group_order=group_order,
             seed=seed,
@@ -522,6 +644,10 @@ def write_rows(
                         f"holds the i8 element {features.min()}, which Hilum never writes. Export "
                         "it, and import that with --dtype f16.",
                     )
+                if len(changed):
+                    finer = np.rint(features[:, changed] * factor)
+                    # only rows that are withdrawn reach beyond, and these become zero
+                    features[:, changed] = np.clip(finer, _LEAST_I8, -_LEAST_I8)
                 part_columns: Any = {name: values[piece] for name, values in columns.items()}
                 writer.append(features, **part_columns)
                 meter.add(rest * len(part) // max(1, len(rows)))

@@ -6,13 +6,13 @@ when it is whole. The notes of the result say in ``derived_from`` which data set
 
 from __future__ import annotations
 
-import hashlib
+import os
 import stat
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,9 +25,12 @@ from formats._rows import (
     check_output,
     copy_columns,
     copy_notes,
+    feature_digests,
     iter_pieces,
+    join_by,
     join_patients,
     lineage,
+    number_records,
     open_verified,
     read_stored,
     withdrawn_rows,
@@ -36,7 +39,7 @@ from formats._rows import (
 from formats.container import AGE_UNKNOWN, SPLITS, Container
 from formats.errors import ContainerError
 from formats.signing import signature_path_of
-from formats.splitting import assign_splits, class_membership
+from formats.splitting import assign_splits, bounded_membership, class_membership
 
 __all__ = [
     "EditReport",
@@ -52,6 +55,9 @@ _WITHDRAWN = int(lib.HILUM_ROW_WITHDRAWN)
 _UNKNOWN_SOURCE = "unknown"
 _NOT_ASSESSED = -2
 _MAX_TEXT = 500
+# fewer features than this may be equal by chance
+_LEAST_DIM = 8
+_ON_CONFLICT = ("refuse", "first", "drop")
 # of a column that one file has and another has not; label, group and source have rules of their own
 _FILL = {
     "split": 0,
@@ -108,15 +114,21 @@ def merge_containers(
     dtype: str | None = None,
     without_splits: bool = False,
     about: Mapping[str, Any] | None = None,
+    on_conflict: Literal["refuse", "first", "drop"] = "refuse",
+    allow_related: bool = False,
+    overwrite: bool = False,
     progress: Progress | None = None,
 ) -> EditReport:
     """Join containers of one backbone and one preprocessing.
 
     Classes and sources are joined by name. Patients of different files are different ones, except
-    where two files share an image (its sample key): those are one. An image that comes twice (its
-    sample key and view) is taken once, from the first file. Withdrawn rows stay behind. A column
-    that a file does not have is filled with *unknown*, and without a ``group`` column each of its
-    rows becomes a patient of its own.
+    where two files share an image: those are one. An image is the same if its sample key is, or if
+    8 or more features are, bit for bit (files of one dtype, for i8 with the same scales). An image
+    that comes twice in one view is taken once, from the first file; what is unknown there
+    (classes not assessed, sex, age, projection, source, split, sample key) is filled in from the
+    other. Withdrawn rows stay behind, and their images with them. A column that a file does not
+    have is filled with *unknown*, and without a ``group`` column each of its rows becomes a
+    patient of its own.
 
     Parameters
     ----------
@@ -134,56 +146,96 @@ def merge_containers(
         Leave the train/valid/test marks out.
     about : mapping, optional
         Notes' ``about``; left out, the files' own are joined.
+    on_conflict : {"refuse", "first", "drop"}
+        What to do where rows of one image have contradicting labels: refuse to merge, keep the
+        first row's label, or leave the image out.
+    allow_related : bool
+        Merge files that come from one data set, too. A patient who was withdrawn from one of them
+        may come back through the other.
+    overwrite : bool
+        Whether a file `out` may be replaced.
     progress : callable, optional
         Called with bytes done and bytes in all.
 
     Returns
     -------
     EditReport
-        ``counts``: ``duplicates`` and ``withdrawn`` rows left out, ``alike`` rows kept whose
-        features are those of another patient's row, ``joined_patients`` that turned out to be
-        others, by an image they share.
+        ``counts``: ``duplicates`` and ``withdrawn`` rows left out, ``same_features``: those of
+        the duplicates that only their features told of, ``conflicts``: images with contradicting
+        labels, ``alike`` rows kept whose features are those of another patient's row,
+        ``joined_patients`` that turned out to be others, by an image they share.
 
     Raises
     ------
     ContainerError
         A file is damaged, or does not go with the others: backbone, preprocessing, blocks, kind of
-        labels, dtype; the same data set comes twice; a patient would lie in two splits.
+        labels, dtype; the same data set comes twice, or two are related; labels contradict each
+        other; a patient would lie in two splits, where not marked counts as train; a file has
+        views, but neither patients nor sample keys; `out` exists.
     NotesError
         The joined notes break a rule.
+    ValueError
+        Fewer than two files, or an unknown `on_conflict`.
     """
     if len(paths) < 2:
         raise ValueError(f"{len(paths)} file(s) to merge, expected two or more")
-    target = check_output(out, paths)
+    if on_conflict not in _ON_CONFLICT:
+        raise ValueError(f"on_conflict is {on_conflict!r}, expected one of {_ON_CONFLICT}")
+    target = check_output(out, paths, overwrite=overwrite)
     remarks: list[str] = []
     with open_verified(paths, progress) as (sources, meter):
         notes = [copy_notes(source, remarks) for source in sources]
         for source in sources[1:]:
             _check_fit(sources[0], source)
         stored = _common_dtype(sources, dtype, remarks)
-        _remark_on_relatives(sources, remarks)
+        _refuse_relatives(sources, allow_related, remarks)
         columns = [copy_columns(source, remarks) for source in sources]
+        for source in sources:
+            _refuse_torn_views(source)
         joined, classes, source_names = _join_columns(sources, columns, notes, remarks)
         if without_splits:
             joined.pop("split", None)
 
         files = np.repeat(np.arange(len(sources)), [source.n_rows for source in sources])
         rows = np.concatenate([np.arange(source.n_rows) for source in sources])
+        n_all = len(rows)
+        keys = joined.get("sample_key")
         gone = np.concatenate([withdrawn_rows(source) for source in sources])
-        keep, counts = _drop_duplicates(joined.get("sample_key"), joined.get("view"), gone)
+        images, looks = _same_features(sources, gone, remarks)
+        image = join_patients(np.arange(n_all), keys, images)
+        withdrawn = np.isin(image, image[gone])
+        first, n_by_features = _find_duplicates(
+            keys, joined.get("view"), images, files, np.flatnonzero(~withdrawn)
+        )
+        duplicate = first != np.arange(n_all)
+        counts = {
+            "withdrawn": int(np.count_nonzero(withdrawn)),
+            "duplicates": int(np.count_nonzero(duplicate)),
+            "same_features": n_by_features,
+        }
+        # before anything is left out: an image that comes twice is what joins two patients
+        patients = join_patients(joined.get("group", np.arange(n_all)), keys, images)
+        unknown = source_names.index(_UNKNOWN_SOURCE) if _UNKNOWN_SOURCE in source_names else -1
+        conflicts = _fill_in(joined, first, unknown, remarks)
+        counts["conflicts"] = len(np.unique(first[conflicts]))
+        if len(conflicts) and on_conflict == "refuse":
+            _refuse_conflicts(sources, files, rows, first, conflicts)
+        if "split" in joined:
+            _refuse_torn_patients(sources, files, patients, joined["split"], duplicate, withdrawn)
+        keep = ~withdrawn & ~duplicate
+        if on_conflict == "drop":
+            keep[first[conflicts]] = False
         if not keep.any():
-            raise ContainerError(sources[0].path, "all rows are withdrawn: there is none to merge.")
+            why = "withdrawn" if not len(conflicts) else "withdrawn or contradict each other"
+            raise ContainerError(sources[0].path, f"all rows are {why}: there is none to merge.")
         chosen = np.flatnonzero(keep)
         if "group" in joined:
-            # before anything is left out: an image that comes twice is what joins two patients
             alone = len(np.unique(joined["group"][chosen]))
-            joined["group"] = join_patients(joined["group"], joined.get("sample_key"))
-            counts["joined_patients"] = alone - len(np.unique(joined["group"][chosen]))
+            joined["group"] = patients
+            counts["joined_patients"] = alone - len(np.unique(patients[chosen]))
         joined = {name: values[chosen] for name, values in joined.items()}
         files, rows = files[chosen], rows[chosen]
-        if "group" in joined and "split" in joined:
-            _refuse_torn_patients(sources, files, joined["group"], joined["split"])
-        counts["alike"] = _count_alike(sources, files, rows, stored, joined, remarks)
+        counts["alike"] = 0 if looks is None else _count_alike(looks[chosen], joined, remarks)
 
         order = np.arange(len(rows))
         if not keep_order:
@@ -204,6 +256,7 @@ def merge_containers(
             new_notes,
             dtype=stored,
             keep_scales=_same_scales(sources),
+            overwrite=overwrite,
             seed=seed,
             meter=meter,
         )
@@ -261,8 +314,10 @@ def _same_scales(sources: Sequence[Container]) -> bool:
     )
 
 
-def _remark_on_relatives(sources: Sequence[Container], remarks: list[str]) -> None:
-    """Refuse one data set twice, and warn of two that come from one."""
+def _refuse_relatives(
+    sources: Sequence[Container], allow_related: bool, remarks: list[str]
+) -> None:
+    """Refuse one data set twice, and, unless allowed, two that come from one."""
     family: dict[str, Container] = {}
     seen: dict[str, Container] = {}
     for source in sources:
@@ -274,16 +329,42 @@ def _remark_on_relatives(sources: Sequence[Container], remarks: list[str]) -> No
                 f"holds the same data set as {twice.path} (uuid {source.uuid}). Name it once.",
             )
         for uuid in own:
-            if uuid in family:
-                remarks.append(
-                    f"warning: {family[uuid].path.name} and {source.path.name} both come from the "
-                    f"data set {uuid}. A patient who is in both counts as two unless the files "
-                    "share an image with a sample key, and one who was withdrawn from one may "
-                    "still be in the other"
+            if uuid not in family:
+                continue
+            other = family[uuid].path
+            back = "a patient who was withdrawn from one may come back through the other"
+            if not allow_related:
+                raise ContainerError(
+                    source.path,
+                    f"comes from the data set {uuid}, like {other}: {back}. Withdraw the patient "
+                    "from both first, or merge what both were made from; if nobody was withdrawn, "
+                    "allow it (--allow-related).",
                 )
-                break
+            remarks.append(
+                f"warning: {other.name} and {source.path.name} both come from the data set {uuid}: "
+                f"{back}, and one who is in both counts as two unless the files share an image"
+            )
+            break
         for uuid in own:
             family.setdefault(uuid, source)
+
+
+def _refuse_torn_views(source: Container) -> None:
+    """Refuse views of images of which nothing tells that they belong together."""
+    views = source.columns.get("view")
+    if source.groups is not None or views is None:
+        return
+    usable = source.rows()
+    if not views[usable].any():
+        return
+    keys = source.sample_keys
+    if keys is None or not keys[usable].any(axis=1).all():
+        raise ContainerError(
+            source.path,
+            "has views of images, but no patient groups (nor sample keys of all rows) that keep "
+            "them together: one image would count as several patients. Extract it again with "
+            "patients, or take a subset without views.",
+        )
 
 
 def _join_columns(
@@ -349,6 +430,7 @@ def _join_labels(
     labelled = [i for i, each in enumerate(columns) if "label" in each]
     model = sources[labelled[0]]
     parts: list[NDArray[Any]] = []
+    number = {name: i for i, name in enumerate(classes)}
     for source, each, its_notes in zip(sources, columns, notes, strict=True):
         values = each.get("label")
         if values is not None and source.multilabel != model.multilabel:
@@ -365,7 +447,7 @@ def _join_labels(
                 f"cannot be merged with {model.path}: it has no labels, and a single label has no "
                 "value for missing. Extract it again with labels.",
             )
-        index = [classes.index(name) for name in its_notes["classes"]]
+        index = [number[name] for name in its_notes["classes"]]
         if model.multilabel:
             wide = np.full((source.n_rows, len(classes)), _NOT_ASSESSED, np.int8)
             if values is not None:
@@ -376,44 +458,175 @@ def _join_labels(
     return np.concatenate(parts)
 
 
-def _drop_duplicates(
-    keys: NDArray[np.uint8] | None, views: NDArray[np.uint8] | None, gone: NDArray[np.bool_]
-) -> tuple[NDArray[np.bool_], dict[str, int]]:
-    """Keep the first row of each key and view; a withdrawn image is withdrawn in every file."""
-    keep = ~gone
-    counts = {"withdrawn": int(np.count_nonzero(gone)), "duplicates": 0}
-    if keys is None:
-        return keep, counts
-    known = keys.any(axis=1)
-    if (gone & known).any():
-        also = keep & known & np.isin(as_records(keys), as_records(keys[gone & known]))
-        keep &= ~also
-        counts["withdrawn"] += int(np.count_nonzero(also))
-    candidates = np.flatnonzero(keep & known)
-    view = np.zeros(len(keys), np.uint8) if views is None else views
-    named = np.column_stack([keys[candidates], view[candidates]])
-    _, first = np.unique(as_records(named), return_index=True)
-    duplicate = np.ones(len(candidates), np.bool_)
-    duplicate[first] = False
-    keep[candidates[duplicate]] = False
-    counts["duplicates"] = int(np.count_nonzero(duplicate))
-    return keep, counts
+def _same_features(
+    sources: Sequence[Container], gone: NDArray[np.bool_], remarks: list[str]
+) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
+    """Find images that several files have by their features, and all rows that look alike.
+
+    Both are numbers. The first are -1 where one file only has an image; the second None where the
+    files cannot be compared.
+    """
+    bounds = np.cumsum([0, *(source.n_rows for source in sources)])
+    dtypes = {source.dtype for source in sources}
+    exact = np.zeros((len(gone), 16), np.uint8)
+    useful = np.zeros(len(gone), np.bool_)
+    # f16 and f32 of one image are not equal bit for bit, but look alike as f16
+    half = exact.copy() if dtypes == {"f16", "f32"} else None
+    for source, start, stop in zip(sources, bounds[:-1], bounds[1:], strict=True):
+        rows = np.flatnonzero(~gone[start:stop])
+        exact[start + rows], useful[start + rows] = feature_digests(source, rows)
+        if half is not None:
+            half[start + rows] = feature_digests(source, rows, np.dtype("<f2"))[0]
+    looks: NDArray[np.int64] | None = None
+    if "i8" in dtypes and not _same_scales(sources):
+        remarks.append(
+            "rows with the same features were not looked for: the files' i8 scales differ"
+        )
+    else:
+        looks = number_records(exact if half is None else half, ~gone)
+    images = np.full(len(gone), -1, np.int64)
+    if sources[0].dim >= _LEAST_DIM:
+        images = number_records(exact, useful)
+        files = np.repeat(np.arange(len(sources)), np.diff(bounds))[useful]
+        lowest = np.full(int(images.max(initial=-1)) + 1, len(sources))
+        highest = np.zeros(len(lowest), np.int64)
+        np.minimum.at(lowest, images[useful], files)
+        np.maximum.at(highest, images[useful], files)
+        alone = np.zeros(len(gone), np.bool_)
+        alone[useful] = (lowest == highest)[images[useful]]
+        images[alone] = -1
+    return images, looks
+
+
+def _find_duplicates(
+    keys: NDArray[np.uint8] | None,
+    views: NDArray[np.uint8] | None,
+    images: NDArray[np.int64],
+    files: NDArray[np.int64],
+    rows: NDArray[np.int64],
+) -> tuple[NDArray[np.int64], int]:
+    """Tell for each row which one stands for it, and for how many only their features say so.
+
+    A row stands for itself unless its image came before in the same view: by its key anywhere, by
+    its features in another file.
+    """
+    n = len(rows)
+    view = np.zeros(n, np.uint8) if views is None else views[rows]
+    by_features = np.where(images[rows] < 0, -1, images[rows] * 256 + view)
+    known = by_features >= 0
+    by_features[known] = np.unique(by_features[known], return_inverse=True)[1].reshape(-1)
+    by_key = np.full(n, -1, np.int64)
+    if keys is not None:
+        mine = keys[rows]
+        by_key = number_records(np.column_stack([mine, view]), np.any(mine != 0, axis=1))
+    again = np.zeros(n, np.bool_)
+    with_key = np.flatnonzero(by_key >= 0)
+    again[with_key] = True
+    again[with_key[np.unique(by_key[with_key], return_index=True)[1]]] = False
+    root = join_by(np.arange(n), by_key, by_features)
+    by_look = ~again & (files[rows][root] != files[rows])
+    duplicate = again | by_look
+    first = np.arange(len(files))
+    first[rows[duplicate]] = rows[root[duplicate]]
+    return first, int(np.count_nonzero(by_look))
+
+
+def _fill_in(
+    columns: Mapping[str, NDArray[Any]],
+    first: NDArray[np.int64],
+    unknown_source: int,
+    remarks: list[str],
+) -> NDArray[np.int64]:
+    """Fill in, where a row stands for others, what it does not know; return whose label differs."""
+    blanks = {name: _FILL[name] for name in ("sex", "age", "projection", "split", "sample_key")}
+    if unknown_source >= 0:
+        blanks["source"] = unknown_source
+    dropped = np.flatnonzero(first != np.arange(len(first)))
+    dropped = dropped[np.argsort(first[dropped], kind="stable")]
+    _, starts, sizes = np.unique(first[dropped], return_index=True, return_counts=True)
+    label = columns.get("label")
+    conflicts: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
+    differing = dict.fromkeys(("sex", "age", "projection"), 0)
+    for turn in range(int(sizes.max(initial=0))):
+        # one other row of each image a turn: what it fills in is known in the next
+        other = dropped[starts[sizes > turn] + turn]
+        row = first[other]
+        for name, blank in blanks.items():
+            if name not in columns:
+                continue
+            mine, more = columns[name][row], columns[name][other]
+            blank_here, blank_there = mine == blank, more == blank
+            if mine.ndim == 2:
+                blank_here, blank_there = blank_here.all(axis=1), blank_there.all(axis=1)
+            fill = blank_here & ~blank_there
+            columns[name][row[fill]] = more[fill]
+            if name in differing:
+                apart = ~blank_here & ~blank_there & (mine != more)
+                differing[name] += int(np.count_nonzero(apart))
+        if label is None:
+            continue
+        mine, more = label[row], label[other]
+        if label.ndim == 1:
+            conflicts.append(other[mine != more])
+            continue
+        both = (mine != _NOT_ASSESSED) & (more != _NOT_ASSESSED)
+        conflicts.append(other[(both & (mine != more)).any(axis=1)])
+        label[row] = np.where(mine == _NOT_ASSESSED, more, mine)
+    for name, count in differing.items():
+        if count:
+            remarks.append(
+                f"warning: the {name} of {count} duplicate rows is another than that of the row "
+                "which was kept; the kept row's stays"
+            )
+    return np.sort(np.concatenate(conflicts))
+
+
+def _refuse_conflicts(
+    sources: Sequence[Container],
+    files: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    first: NDArray[np.int64],
+    conflicts: NDArray[np.int64],
+) -> None:
+    pairs = [
+        f"row {rows[first[row]]} of {sources[files[first[row]]].path} and "
+        f"row {rows[row]} of {sources[files[row]].path}"
+        for row in conflicts[:3].tolist()
+    ]
+    more = "; ..." if len(conflicts) > 3 else ""
+    n_images = len(np.unique(first[conflicts]))
+    raise ContainerError(
+        sources[files[conflicts[0]]].path,
+        f"cannot be merged so: {n_images} image(s) come twice with contradicting labels "
+        f"({'; '.join(pairs)}{more}). Correct the labels, or say what counts: the first "
+        "(--on-conflict first), or neither (--on-conflict drop).",
+    )
 
 
 def _refuse_torn_patients(
     sources: Sequence[Container],
     files: NDArray[np.int64],
-    groups: NDArray[np.int64],
+    patients: NDArray[np.int64],
     splits: NDArray[np.uint8],
+    duplicate: NDArray[np.bool_],
+    withdrawn: NDArray[np.bool_],
 ) -> None:
-    marked = np.flatnonzero(splits != 0)
-    pairs = np.unique(groups[marked] * 4 + splits[marked])
-    patients, n_splits = np.unique(pairs // 4, return_counts=True)
-    torn = patients[n_splits > 1]
+    """Refuse a patient in two splits; in a marked set, rows that are not marked are learned from.
+
+    A duplicate that is not marked says nothing: the row that stands for it is looked at.
+    """
+    counted = np.flatnonzero(~withdrawn & ~(duplicate & (splits == 0)))
+    side = np.maximum(splits[counted], 1)
+    pairs = np.unique(patients[counted] * 4 + side)
+    found, n_sides = np.unique(pairs // 4, return_counts=True)
+    torn = found[n_sides > 1]
     if len(torn):
-        of_first = marked[groups[marked] == torn[0]]
+        of_first = counted[patients[counted] == torn[0]]
         places = sorted({(int(files[row]), int(splits[row])) for row in of_first})
-        where = ", ".join(f"{SPLITS[split]} of {sources[i].path}" for i, split in places)
+        names = ("not marked, which counts as train,", *SPLITS[1:])
+        where = ", ".join(
+            f"{names[split]} {'of' if split else 'in'} {sources[i].path}" for i, split in places
+        )
         raise ContainerError(
             sources[-1].path,
             f"cannot be merged so: {len(torn)} patient(s) would lie in two splits (one in {where})"
@@ -423,41 +636,16 @@ def _refuse_torn_patients(
 
 
 def _count_alike(
-    sources: Sequence[Container],
-    files: NDArray[np.int64],
-    rows: NDArray[np.int64],
-    stored: str,
-    columns: Mapping[str, NDArray[Any]],
-    remarks: list[str],
+    looks: NDArray[np.int64], columns: Mapping[str, NDArray[Any]], remarks: list[str]
 ) -> int:
     """Count rows with exactly the features of an earlier row of another patient."""
-    element: Any = None
-    if any(source.dtype == "i8" for source in sources):
-        if not _same_scales(sources):
-            remarks.append(
-                "rows with the same features were not looked for: the files' i8 scales differ"
-            )
-            return 0
-    elif stored == "f16" or any(source.dtype == "f16" for source in sources):
-        element = np.dtype("<f2")
-    seen: dict[bytes, int] = {}
-    pairs: list[tuple[int, int]] = []
-    for i, source in enumerate(sources):
-        mine = np.flatnonzero(files == i)
-        for piece in iter_pieces(len(mine), source.dim):
-            values = read_stored(source, rows[mine[piece]])
-            if element is not None and values.dtype != element:
-                with np.errstate(over="ignore"):
-                    values = values.astype(element)
-            for row, index in zip(values, mine[piece].tolist(), strict=True):
-                digest = hashlib.blake2b(row.data, digest_size=16).digest()
-                first = seen.setdefault(digest, index)
-                if first != index:
-                    pairs.append((first, index))
-    one, other = np.array(pairs, np.int64).reshape(-1, 2).T
+    _, starts, which = np.unique(looks, return_index=True, return_inverse=True)
+    one = starts[which.reshape(-1)]
+    other = np.arange(len(looks))
+    apart = one != other
     if "group" in columns:
-        apart = columns["group"][one] != columns["group"][other]
-        one, other = one[apart], other[apart]
+        apart &= columns["group"][one] != columns["group"][other]
+    one, other = one[apart], other[apart]
     if len(one):
         torn = ""
         if "split" in columns:
@@ -538,6 +726,7 @@ def subset_container(
     sources: Sequence[str] | None = None,
     drop_classes: bool = False,
     seed: int | None = None,
+    overwrite: bool = False,
     progress: Progress | None = None,
 ) -> EditReport:
     """Write the rows that fulfil every condition, in their order, bit for bit.
@@ -553,7 +742,7 @@ def subset_container(
     classes : sequence of str, optional
         Rows with one of these labels (multi-label: present).
     rows : slice or array of int or bool, optional
-        These rows of the source.
+        These rows of the source; none may lie beyond its end.
     groups : sequence of int, optional
         Rows of these patients.
     sources : sequence of str, optional
@@ -563,6 +752,8 @@ def subset_container(
         columns. Heads of the whole set and of the subset then speak of different classes.
     seed : int, optional
         Of the patients' numbers; left out, drawn from the operating system.
+    overwrite : bool
+        Whether a file `out` may be replaced.
     progress : callable, optional
         Called with bytes done and bytes in all.
 
@@ -574,9 +765,10 @@ def subset_container(
     Raises
     ------
     ContainerError
-        The file is damaged, has no such split, class, row, patient or source, or no row is left.
+        The file is damaged, has no such split, class, row, patient or source, or no row is left;
+        `out` exists.
     """
-    target = check_output(out, [path])
+    target = check_output(out, [path], overwrite=overwrite)
     remarks: list[str] = []
     with open_verified([path], progress) as (opened, meter):
         source = opened[0]
@@ -608,7 +800,17 @@ def subset_container(
             _drop_classes(source, columns, notes)
         notes["derived_from"] = lineage(opened)
         counts = {"withdrawn": n_withdrawn, "left_out": source.n_rows - len(chosen)}
-        write_rows(target, opened, None, chosen, columns, notes, seed=seed, meter=meter)
+        write_rows(
+            target,
+            opened,
+            None,
+            chosen,
+            columns,
+            notes,
+            overwrite=overwrite,
+            seed=seed,
+            meter=meter,
+        )
     return _report(target, len(chosen), counts, remarks)
 
 
@@ -652,10 +854,24 @@ def _in_groups(source: Container, groups: Sequence[int]) -> NDArray[np.bool_]:
 
 def _in_rows(source: Container, rows: slice | npt.ArrayLike) -> NDArray[np.bool_]:
     chosen = np.zeros(source.n_rows, np.bool_)
+    n_rows = source.n_rows
     if isinstance(rows, slice):
+        for bound, last in ((rows.start, n_rows - 1), (rows.stop, n_rows)):
+            if bound is not None and not -n_rows <= bound <= last:
+                raise ContainerError(
+                    source.path,
+                    f"rows {_slice_text(rows)} go beyond its {n_rows} rows, 0 to {n_rows - 1}.",
+                )
         chosen[rows] = True
         return chosen
     index = np.asarray(rows)
+    if index.dtype.kind in "Of" and isinstance(rows, Sequence):
+        # numpy has no integer for what is this large
+        for row in rows:
+            if isinstance(row, int) and not -n_rows <= row < n_rows:
+                raise ContainerError(
+                    source.path, f"there is no row {row}, expected 0 to {n_rows - 1}."
+                )
     if index.size == 0:
         return chosen
     if index.ndim != 1 or index.dtype.kind not in "iub":
@@ -679,6 +895,11 @@ def _in_rows(source: Container, rows: slice | npt.ArrayLike) -> NDArray[np.bool_
     return chosen
 
 
+def _slice_text(rows: slice) -> str:
+    start, stop = ("" if bound is None else bound for bound in (rows.start, rows.stop))
+    return f"{start}:{stop}"
+
+
 def _indices(source: Container, what: str, names: Sequence[str], known: Sequence[str]) -> list[int]:
     for name in names:
         if name not in known:
@@ -695,7 +916,10 @@ def _drop_classes(
     label = columns.get("label")
     if label is None:
         raise ContainerError(source.path, "has no labels, so no class is unused.")
-    used = np.flatnonzero(class_membership(label, len(source.classes)).any(axis=0))
+    if source.multilabel:
+        used = np.flatnonzero(class_membership(label, len(source.classes)).any(axis=0))
+    else:
+        used = np.unique(label)
     if not len(used):
         raise ContainerError(source.path, "no class is present in these rows: none would be left.")
     notes["classes"] = [source.classes[i] for i in used]
@@ -715,6 +939,7 @@ def withdraw_rows(
     matching: str | PathLike[str] | None = None,
     rows_only: bool = False,
     drop: bool = False,
+    overwrite: bool = False,
     progress: Progress | None = None,
 ) -> EditReport:
     """Let a patient leave: their rows become zero and are flagged, or are dropped.
@@ -723,7 +948,12 @@ def withdraw_rows(
     every row of the same images (sample key). A zeroed row keeps its number, patient, label and
     source, so that lists of rows made earlier still hold; its features, split, sex, age and
     projection say nothing any more, and neither does its sample key, by which the image could be
-    recognised. For i8, the scales stay those of all rows.
+    recognised.
+
+    For i8, the scale of a feature tells the largest value in the file. Where no remaining row has
+    it, the scale is computed anew from the remaining rows, and their elements of this feature are
+    rounded again; all other features stay bit for bit. That the remaining values were once stored
+    in coarser steps can still be seen in them.
 
     Parameters
     ----------
@@ -747,6 +977,8 @@ def withdraw_rows(
     drop : bool
         Leave the rows out instead of zeroing them. All withdrawn rows go, also earlier ones; rows
         and patients are numbered anew.
+    overwrite : bool
+        Whether a file `out` may be replaced.
     progress : callable, optional
         Called with bytes done and bytes in all.
 
@@ -754,18 +986,24 @@ def withdraw_rows(
     -------
     EditReport
         ``counts``: ``rows`` withdrawn now, ``patients`` of them, ``earlier`` rows withdrawn
-        before, and with `matching` its ``images`` and how many were ``found``.
+        before, ``rescaled`` features (i8, if any), and with `matching` its ``images`` and how many
+        were ``found``: the others may still be in the file.
 
     Raises
     ------
     ContainerError
-        A file is damaged; nothing fits, or nothing would be left: nothing is written then.
+        A file is damaged; nothing fits, or nothing would be left; `out` exists: nothing is written
+        then.
     """
     if groups is None and rows is None and sample_keys is None and matching is None:
         raise ValueError("nobody is named: give groups, rows, sample_keys or matching")
     # through a link, the file that holds the rows is the one to replace
-    target = Path(path).resolve() if out is None else check_output(out, [path])
-    mode = stat.S_IMODE(target.stat().st_mode) if out is None and target.exists() else None
+    if out is None:
+        target = Path(path).resolve()
+        before = target.stat() if target.exists() else None
+    else:
+        inputs = [path] if matching is None else [path, matching]
+        target, before = check_output(out, inputs, overwrite=overwrite), None
     if matching is not None:
         check_output(target, [matching])
     remarks: list[str] = []
@@ -790,7 +1028,8 @@ def withdraw_rows(
                 missing = counts["images"] - counts["found"]
                 remarks.append(
                     f"warning: {missing} of {counts['images']} images of {opened[1].path.name} "
-                    "were not found by themselves"
+                    "were not found: if they are in the file, they are still there. Look for them "
+                    "by --group or --rows"
                 )
         if not named.any():
             raise ContainerError(
@@ -799,11 +1038,13 @@ def withdraw_rows(
         if not rows_only:
             named = _all_of_patients(source, named, remarks)
         now = named & ~earlier
-        if not now.any():
+        if not now.any() and drop:
+            remarks.append("the rows that fit were withdrawn before; now they were left out")
+        elif not now.any():
             raise ContainerError(
                 source.path,
                 f"all {int(np.count_nonzero(named))} rows that fit are withdrawn already; nothing "
-                "was written.",
+                "was written. To leave their zeroed rows out, drop them (--drop).",
             )
         counts["rows"] = int(np.count_nonzero(now))
         counts["earlier"] = int(np.count_nonzero(earlier))
@@ -819,9 +1060,21 @@ def withdraw_rows(
                     "no row would be left; nothing was written. Delete the file instead.",
                 )
             columns = {name: values[kept] for name, values in columns.items()}
+            # no row is flagged any more; the column would tell that some were
+            columns.pop("row_flags", None)
         else:
             _neutralise(columns, gone, source.n_rows)
         notes["derived_from"] = lineage([source])
+        scales = None
+        if source.scales is not None:
+            scales, n_rescaled = _scales_without(source, np.flatnonzero(~gone))
+            if n_rescaled:
+                counts["rescaled"] = n_rescaled
+                remarks.append(
+                    f"the scales of {n_rescaled} of {source.dim} features came from "
+                    "withdrawn rows only: they were computed anew, and the other rows' values of "
+                    "these features rounded again"
+                )
         for other in opened[1:]:
             other.close()
         write_rows(
@@ -831,12 +1084,56 @@ def withdraw_rows(
             kept,
             columns,
             notes,
+            scales=scales,
+            overwrite=out is None or overwrite,
             group_order="random" if drop else "given",
             meter=meter,
         )
-        if mode is not None:
-            target.chmod(mode)
+    if before is not None:
+        _restore_owner(target, before, remarks)
     return _report(target, len(kept), counts, remarks)
+
+
+def _scales_without(
+    source: Container, remaining: NDArray[np.int64]
+) -> tuple[NDArray[np.float32], int]:
+    """Return i8 scales that the remaining rows explain, and how many of them are others."""
+    assert source.scales is not None
+    most = np.zeros(source.dim, np.int16)
+    for piece in iter_pieces(len(remaining), source.dim):
+        stored = read_stored(source, remaining[piece])
+        # not abs: that of the int8 -128 is -128
+        np.maximum(most, stored.max(axis=0), out=most)
+        np.maximum(most, -stored.min(axis=0).astype(np.int16), out=most)
+    scales = np.array(source.scales)
+    lower = (scales.astype(np.float64) * most / 127).astype(np.float32)
+    lower[most == 0] = 1  # as the writer does for a feature that is zero
+    # a scale that would vanish stays
+    change = (most < 127) & (lower > 0) & (lower != scales)
+    scales[change] = lower[change]
+    return scales, int(np.count_nonzero(change))
+
+
+def _restore_owner(target: Path, before: os.stat_result, remarks: list[str]) -> None:
+    """Give the new file the owner and mode of the old one, and tell of other names of that."""
+    now = target.stat()
+    if hasattr(os, "chown") and (now.st_uid, now.st_gid) != (before.st_uid, before.st_gid):
+        try:
+            os.chown(target, before.st_uid, before.st_gid)
+        except OSError as exc:
+            remarks.append(
+                f"warning: the new file belongs to user {now.st_uid}, group {now.st_gid}; the old "
+                f"one belonged to user {before.st_uid}, group {before.st_gid}, and that cannot be "
+                f"set ({exc.strerror or exc})"
+            )
+    # after the owner, whose change takes some bits away
+    target.chmod(stat.S_IMODE(before.st_mode))
+    if before.st_nlink > 1:
+        remarks.append(
+            f"warning: the old file has {before.st_nlink - 1} other name(s) (hard links): it still "
+            "holds the withdrawn rows under them. Find "
+            "and delete them"
+        )
 
 
 def _neutralise(columns: dict[str, NDArray[Any]], gone: NDArray[np.bool_], n_rows: int) -> None:
@@ -897,6 +1194,16 @@ def _find_matching(source: Container, other: Container) -> tuple[NDArray[np.bool
         sought = read_stored(other, wanted[piece])
         values, slack = _as_float(other, sought)
         _find_alike(source, values, slack, usable, found, hit[piece])
+    if source.scales is not None and source.notes.get("derived_from") and not hit.all():
+        # an edit may have rounded features again: what was not found is looked for less strictly
+        own_slack = _coarse_slack(source, usable)
+        missing = np.flatnonzero(~hit)
+        for piece in iter_pieces(len(missing), other.dim):
+            part = missing[piece]
+            values, slack = _as_float(other, read_stored(other, wanted[part]))
+            late = np.zeros(len(part), np.bool_)
+            _find_alike(source, values, slack, usable, found, late, own_slack)
+            hit[part] = late
     return found, {"images": len(wanted), "found": int(np.count_nonzero(hit))}
 
 
@@ -913,6 +1220,27 @@ def _as_float(
     return values, np.float32(0)
 
 
+def _coarse_slack(source: Container, usable: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Return how far i8 features may be from what they were before they were rounded twice.
+
+    Coarser steps of earlier leave gaps: elements are a multiple of these steps apart.
+    """
+    assert source.scales is not None
+    seen = np.zeros((256, source.dim), np.bool_)
+    rows = np.flatnonzero(usable)
+    for piece in iter_pieces(len(rows), source.dim):
+        stored = read_stored(source, rows[piece])
+        seen[stored.astype(np.int16) + 128, np.arange(source.dim)] = True
+    last = np.full(source.dim, -np.inf)
+    gap = np.full(source.dim, np.inf)
+    for value, present in enumerate(seen):
+        gap[present] = np.minimum(gap, value - last)[present]
+        last[present] = value
+    # a feature with one value tells nothing: anything may have been rounded to it
+    slack: NDArray[np.float32] = (source.scales * (gap + 1.5)).astype(np.float32)
+    return slack
+
+
 def _find_alike(
     source: Container,
     sought: NDArray[np.float32],
@@ -920,6 +1248,7 @@ def _find_alike(
     usable: NDArray[np.bool_],
     found: NDArray[np.bool_],
     hit: NDArray[np.bool_],
+    own_slack: NDArray[np.float32] | None = None,
 ) -> None:
     """Mark in `found` and `hit` which rows have the features of which sought ones."""
     wide = np.broadcast_to(slack, sought.shape)
@@ -928,7 +1257,7 @@ def _find_alike(
     for piece in iter_pieces(len(rows), source.dim):
         part = rows[piece]
         values, own = _as_float(source, read_stored(source, part))
-        own = np.broadcast_to(own, values.shape)
+        own = np.broadcast_to(own if own_slack is None else own_slack, values.shape)
         if probe is None:
             # the features that differ most tell nearly all other rows away at once
             probe = np.argsort(values.std(axis=0))[-16:]
@@ -953,12 +1282,15 @@ def resplit_container(
     *,
     fractions: Sequence[float] = (0.7, 0.1, 0.2),
     seed: int = 0,
+    overwrite: bool = False,
     progress: Progress | None = None,
 ) -> EditReport:
     """Divide the rows anew into train, valid and test, patients whole, classes shared out.
 
     Rows, their order, features and patients' numbers stay as they are. Patients who share an image
-    (its sample key) stay together; without a ``group`` column, every other row is by itself.
+    (its sample key, or 8 or more features, bit for bit) stay together; without a ``group`` column,
+    every other row is by itself. Where there are very many patients and classes (20 million of
+    their pairs), the rarest classes are shared out as if they were one.
 
     Parameters
     ----------
@@ -968,6 +1300,8 @@ def resplit_container(
         Shares of train, valid and test; together 1. A share of 0 leaves that split empty.
     seed : int
         The same seed gives the same division.
+    overwrite : bool
+        Whether a file `out` may be replaced.
     progress : callable, optional
         Called with bytes done and bytes in all.
 
@@ -979,7 +1313,8 @@ def resplit_container(
     Raises
     ------
     ContainerError
-        The file is damaged, or has too few patients.
+        The file is damaged, has too few patients, or has views, but neither patients nor sample
+        keys; `out` exists.
     ValueError
         The fractions are not three shares of one whole.
     """
@@ -989,12 +1324,13 @@ def resplit_container(
             f"fractions are {list(fractions)}, expected three shares (train, valid, test) that "
             "together are 1"
         )
-    target = check_output(out, [path])
+    target = check_output(out, [path], overwrite=overwrite)
     remarks: list[str] = []
     with open_verified([path], progress) as (opened, meter):
         source = opened[0]
         notes = copy_notes(source, remarks)
         columns = copy_columns(source, remarks)
+        _refuse_torn_views(source)
         if source.groups is None:
             groups = np.arange(source.n_rows)
             remarks.append(
@@ -1006,6 +1342,19 @@ def resplit_container(
         patients = join_patients(groups, source.sample_keys)
         usable = source.rows()
         n_patients = len(np.unique(patients[usable]))
+        if source.dim >= _LEAST_DIM:
+            digests, useful = feature_digests(source, usable)
+            images = np.full(source.n_rows, -1, np.int64)
+            images[usable] = number_records(digests, useful)
+            patients = join_by(patients, images)
+            n_alike = n_patients - len(np.unique(patients[usable]))
+            n_patients -= n_alike
+            if n_alike:
+                what = "rows" if source.groups is None else "patients"
+                remarks.append(
+                    f"{n_alike} {what} have an image with exactly the features of one of another: "
+                    "they were put into one split"
+                )
         parts = np.flatnonzero(shares > 0)
         if n_patients < len(parts):
             raise ContainerError(
@@ -1013,11 +1362,18 @@ def resplit_container(
                 f"{n_patients} patient(s) cannot be divided into {len(parts)} splits. Ask for "
                 "fewer splits (a share of 0) or add patients.",
             )
-        membership = np.zeros((source.n_rows, 0), np.bool_)
+        membership = np.zeros((len(usable), 0), np.bool_)
         if source.labels is not None:
-            membership = class_membership(source.labels, len(source.classes))
+            membership, n_lumped = bounded_membership(
+                source.labels[usable], len(source.classes), n_patients
+            )
+            if n_lumped:
+                remarks.append(
+                    f"{n_patients} patients and {len(source.classes)} classes are many: the "
+                    f"{n_lumped} rarest classes were shared out as if they were one"
+                )
         assigned = assign_splits(
-            membership[usable], patients[usable], shares[parts] / shares.sum(), seed=seed
+            membership, patients[usable], shares[parts] / shares.sum(), seed=seed
         )
         splits = np.zeros(source.n_rows, np.uint8)
         splits[usable] = parts[assigned] + 1
@@ -1031,6 +1387,7 @@ def resplit_container(
             np.arange(source.n_rows),
             columns,
             notes,
+            overwrite=overwrite,
             group_order="given",
             meter=meter,
         )

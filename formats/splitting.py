@@ -7,13 +7,18 @@ stratification (Sechidis, Tsoumakas, Vlahavas 2011), which covers multi-label se
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from numpy.typing import NDArray
 
-__all__ = ["assign_splits", "class_membership", "count_by_group"]
+__all__ = ["assign_splits", "bounded_membership", "class_membership", "count_by_group"]
+
+# what counting may take: numbers of patients and classes, and marks of rows and classes
+_MOST_COUNTS = 20_000_000
+_MOST_MARKS = 200_000_000
 
 
 def class_membership(labels: NDArray[Any], n_classes: int) -> NDArray[np.bool_]:
@@ -34,6 +39,58 @@ def class_membership(labels: NDArray[Any], n_classes: int) -> NDArray[np.bool_]:
     member: NDArray[np.bool_]
     member = labels == 1 if labels.ndim == 2 else labels[:, None] == np.arange(n_classes)[None, :]
     return member
+
+
+def bounded_membership(
+    labels: NDArray[Any], n_classes: int, n_groups: int
+) -> tuple[NDArray[np.bool_], int]:
+    """Tell which rows carry which classes, the rarest lumped together where they are too many.
+
+    Parameters
+    ----------
+    labels : int (n,) or int8 (n, k)
+        Class indices, or multi-labels of which 1 counts.
+    n_classes : int
+        Number of classes k.
+    n_groups : int
+        Number of patients, by whom the classes will be counted.
+
+    Returns
+    -------
+    membership : bool (n, m)
+        As `class_membership` gives it; m is k unless counting would take much memory. Then the
+        last column stands for all classes but the m - 1 most frequent.
+    n_lumped : int
+        Number of classes in the last column, 0 if every class has its own.
+    """
+    most = min(_MOST_COUNTS // max(1, n_groups), _MOST_MARKS // max(1, len(labels)))
+    if n_classes <= max(2, most):
+        return class_membership(labels, n_classes), 0
+    n_own = max(1, most - 1)
+    if labels.ndim == 1:
+        frequency = np.bincount(labels, minlength=n_classes)
+    else:
+        # row by row of blocks: a mask of all cells would be what is to be avoided
+        frequency = np.zeros(n_classes, np.int64)
+        for part in _blocks(labels):
+            frequency += np.count_nonzero(labels[part] == 1, axis=0)
+    own = np.sort(np.argsort(-frequency, kind="stable")[:n_own])
+    if labels.ndim == 1:
+        column = np.full(n_classes, n_own)
+        column[own] = np.arange(n_own)
+        return class_membership(column[labels], n_own + 1), n_classes - n_own
+    member = np.zeros((len(labels), n_own + 1), np.bool_)
+    for part in _blocks(labels):
+        present = labels[part] == 1
+        member[part, :n_own] = present[:, own]
+        present[:, own] = False
+        member[part, n_own] = present.any(axis=1)
+    return member, n_classes - n_own
+
+
+def _blocks(labels: NDArray[Any]) -> Iterator[slice]:
+    step = max(1, _MOST_COUNTS // labels.shape[1])
+    return (slice(start, start + step) for start in range(0, len(labels), step))
 
 
 def count_by_group(

@@ -2,19 +2,28 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from formats_helpers import GOLDEN, VALID, notes_of, run_python
+from formats_helpers import GOLDEN, WRITTEN, notes_of, run_python
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import formats
+from formats.__main__ import main
 from formats._rows import copy_notes, join_patients
-from formats.editing import merge_containers, resplit_container, subset_container, withdraw_rows
+from formats.editing import (
+    _restore_owner,
+    merge_containers,
+    resplit_container,
+    subset_container,
+    withdraw_rows,
+)
 from formats.errors import ContainerError, NotesError
+from formats.splitting import bounded_membership, class_membership
 
 EVERY = GOLDEN / "valid" / "i8_every_column.hilum"
 MULTI = GOLDEN / "valid" / "f32_multi_label.hilum"
@@ -244,7 +253,7 @@ def test_merge_against_a_naive_model(
         with pytest.raises(ContainerError, match="all rows are withdrawn"):
             merge_containers(paths, folder / "m.hilum")
         return
-    merge_containers(paths, folder / "m.hilum")
+    merge_containers(paths, folder / "m.hilum", on_conflict="first")
     # connected components of patients and images, by merging sets until nothing changes
     parts: list[set] = []
     for mark in marks:
@@ -408,7 +417,11 @@ def test_merge_of_i8_keeps_elements_where_scales_agree(tmp_path: Path) -> None:
     for i, rows in enumerate((slice(0, 15), slice(15, 30))):
         halves.append(tmp_path / f"{i}.hilum")
         subset_container(a, halves[-1], rows=rows)
-    report = merge_containers(halves, tmp_path / "b.hilum", keep_order=True)
+    with pytest.raises(
+        ContainerError, match=r"1\.hilum: comes from the data set .*0\.hilum: a pat"
+    ):
+        merge_containers(halves, tmp_path / "b.hilum", keep_order=True)
+    report = merge_containers(halves, tmp_path / "b.hilum", keep_order=True, allow_related=True)
     assert not any("quantised" in remark for remark in report.remarks)
     assert any("both come from the data set" in remark for remark in report.remarks)
     with formats.open_container(a) as one, formats.open_container(tmp_path / "b.hilum") as two:
@@ -451,7 +464,7 @@ def test_merge_joins_notes(tmp_path: Path) -> None:
         "url": "https://a.org/b",
     }
     assert any("the probes twos differ" in remark for remark in report.remarks)
-    merge_containers([a, b], tmp_path / "c.hilum", about={"title": "Both"})
+    merge_containers([a, b], tmp_path / "c.hilum", about={"title": "Both"}, overwrite=True)
     with formats.open_container(tmp_path / "c.hilum") as container:
         assert container.notes["about"] == {"title": "Both"}
 
@@ -482,7 +495,7 @@ def test_patients_are_joined_like_a_graph(data: st.DataObject) -> None:
 # ---- subset ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", VALID)
+@pytest.mark.parametrize("name", WRITTEN)
 def test_a_subset_of_everything_is_the_same(tmp_path: Path, name: str) -> None:
     source = GOLDEN / "valid" / name
     subset_container(source, tmp_path / "x.hilum")
@@ -493,7 +506,7 @@ def test_a_subset_of_everything_is_the_same(tmp_path: Path, name: str) -> None:
         assert set(a.columns) == set(b.columns)
         for column in set(a.columns) - {"group"}:
             np.testing.assert_array_equal(b.columns[column], a.columns[column][kept])
-        expected = {**a.notes, "derived_from": [a.uuid]}
+        expected = {**a.notes, "derived_from": [a.uuid, *a.notes.get("derived_from", ())]}
         assert b.notes == expected
         if a.scales is not None:
             assert a.scales.tobytes() == b.scales.tobytes()
@@ -522,7 +535,7 @@ def test_subset_conditions_are_joined_by_and(tmp_path: Path) -> None:
         ]
         features = np.array(container.features)
     for arguments, expected in cases:
-        report = subset_container(EVERY, tmp_path / "x.hilum", **arguments)
+        report = subset_container(EVERY, tmp_path / "x.hilum", **arguments, overwrite=True)
         with formats.open_container(tmp_path / "x.hilum") as container:
             assert container.features.tobytes() == features[expected & usable].tobytes()
         assert report.n_rows == np.count_nonzero(expected & usable)
@@ -533,7 +546,9 @@ def test_subset_drops_classes_when_told(tmp_path: Path) -> None:
     subset_container(EVERY, tmp_path / "x.hilum", classes=["viral", "normal"])
     with formats.open_container(tmp_path / "x.hilum") as container:
         assert container.classes == ("normal", "bacterial", "viral")
-    subset_container(EVERY, tmp_path / "x.hilum", classes=["viral"], drop_classes=True)
+    subset_container(
+        EVERY, tmp_path / "x.hilum", classes=["viral"], drop_classes=True, overwrite=True
+    )
     with formats.open_container(tmp_path / "x.hilum") as container:
         assert container.classes == ("viral",)
         assert not container.labels.any()
@@ -547,7 +562,9 @@ def test_subset_drops_classes_when_told(tmp_path: Path) -> None:
         assert b.classes == names
         assert b.labels.tolist() == [[1] * len(present)]
     with pytest.raises(ContainerError, match="no class is present"):
-        subset_container(MULTI, tmp_path / "y.hilum", rows=[none], drop_classes=True)
+        subset_container(
+            MULTI, tmp_path / "y.hilum", rows=[none], drop_classes=True, overwrite=True
+        )
 
 
 def test_subset_tells_what_is_not_there(tmp_path: Path) -> None:
@@ -631,7 +648,7 @@ def test_withdrawn_rows_say_nothing_and_the_others_stay(tmp_path: Path) -> None:
         assert set(b.rows()) == set(np.flatnonzero(~gone))
 
 
-@pytest.mark.parametrize("name", VALID)
+@pytest.mark.parametrize("name", sorted({*WRITTEN} - {"f16_one_row.hilum"}))
 def test_any_kind_of_container_can_lose_a_row(tmp_path: Path, name: str) -> None:
     source = GOLDEN / "valid" / name
     withdraw_rows(source, tmp_path / "x.hilum", rows=[1], rows_only=True)
@@ -645,7 +662,17 @@ def test_any_kind_of_container_can_lose_a_row(tmp_path: Path, name: str) -> None
         c.verify()
         rows = [row for row in a.rows().tolist() if row != 1]
         assert b.rows().tolist() == rows
-        assert c.features.tobytes() == a.features[rows].tobytes() == b.features[rows].tobytes()
+        assert c.features.tobytes() == b.features[rows].tobytes()
+        if a.scales is None:
+            assert c.features.tobytes() == a.features[rows].tobytes()
+        else:  # where only the withdrawn row reached the end of the scale, it is another
+            np.testing.assert_array_equal(b.scales, c.scales)
+            full = np.abs(a.features[rows].astype(int)).max(axis=0) == 127
+            np.testing.assert_array_equal(b.scales == a.scales, full)
+            np.testing.assert_array_equal(c.features[:, full], a.features[rows][:, full])
+            np.testing.assert_allclose(
+                c.read_rows(), a.read_rows(rows), rtol=1e-6, atol=c.scales.max() * 0.51
+            )
         assert not b.features[1].any()
         if a.multilabel and a.labels is not None:
             assert (b.labels[1] == -2).all()
@@ -664,10 +691,12 @@ def test_a_patient_leaves_with_every_row(tmp_path: Path) -> None:
     withdraw_rows(path, tmp_path / "x.hilum", rows=[0])
     with formats.open_container(tmp_path / "x.hilum") as container:
         assert container.rows().tolist() == [3, 4, 5]
-    withdraw_rows(path, tmp_path / "x.hilum", rows=[0], rows_only=True)
+    withdraw_rows(path, tmp_path / "x.hilum", rows=[0], rows_only=True, overwrite=True)
     with formats.open_container(tmp_path / "x.hilum") as container:
         assert container.rows().tolist() == [1, 2, 3, 4, 5]
-    report = withdraw_rows(path, tmp_path / "x.hilum", sample_keys=keys_of(5, 0, 77))
+    report = withdraw_rows(
+        path, tmp_path / "x.hilum", sample_keys=keys_of(5, 0, 77), overwrite=True
+    )
     assert report.counts["rows"] == 2
     with formats.open_container(tmp_path / "x.hilum") as container:
         assert container.rows().tolist() == [0, 1, 2, 3]
@@ -675,12 +704,15 @@ def test_a_patient_leaves_with_every_row(tmp_path: Path) -> None:
 
 def test_dropped_rows_leave_no_hole(tmp_path: Path) -> None:
     report = withdraw_rows(EVERY, tmp_path / "x.hilum", groups=[3, 4], drop=True)
-    assert report.counts == {"rows": 4, "earlier": 1, "patients": 2}
+    assert report.counts == {"rows": 4, "earlier": 1, "patients": 2, "rescaled": 1}
     with formats.open_container(EVERY) as a, formats.open_container(tmp_path / "x.hilum") as b:
         kept = np.flatnonzero(~np.isin(a.groups, (3, 4)) & (a.row_flags == 0))
-        assert b.features.tobytes() == a.features[kept].tobytes()
+        same = a.scales == b.scales
+        assert np.count_nonzero(~same) == 1
+        np.testing.assert_array_equal(b.features[:, same], a.features[kept][:, same])
+        np.testing.assert_allclose(b.read_rows(), a.read_rows(kept), atol=b.scales.max() * 0.51)
         assert b.n_groups == len(np.unique(a.groups[kept])) == int(b.groups.max()) + 1
-        assert not b.row_flags.any()
+        assert b.row_flags is None
 
 
 def test_in_place_replaces_the_file_when_all_is_done(tmp_path: Path) -> None:
@@ -813,8 +845,9 @@ def test_resplit_keeps_patients_whole_and_shares_classes(tmp_path: Path, multila
         assert report.counts == counts
         first = np.array(b.splits)
     for seed, same in ((4, True), (5, False)):
-        resplit_container(path, tmp_path / "y.hilum", fractions=(0.6, 0.2, 0.2), seed=seed)
-        with formats.open_container(tmp_path / "y.hilum") as container:
+        out = tmp_path / f"{seed}.hilum"
+        resplit_container(path, out, fractions=(0.6, 0.2, 0.2), seed=seed)
+        with formats.open_container(out) as container:
             assert np.array_equal(container.splits, first) == same
 
 
@@ -895,9 +928,9 @@ def peak_mib():
 before = peak_mib()
 a, b, out = sys.argv[1:]
 merge_containers([a, b], out)
-subset_container(a, out, rows=slice(0, None, 2))
-withdraw_rows(a, out, rows=[1], matching=b)
-resplit_container(a, out)
+subset_container(a, out, rows=slice(0, None, 2), overwrite=True)
+withdraw_rows(a, out, rows=[1], matching=b, overwrite=True)
+resplit_container(a, out, overwrite=True)
 print(peak_mib() - before)
 """
 
@@ -922,3 +955,418 @@ def test_memory_holds_pieces_only(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     # 78 MiB of features
     assert int(result.stdout) < 50, result.stdout
+
+
+# ---- what a hostile user found -----------------------------------------------------------------
+
+
+def wide(n: int, *, seed: int = 0, dim: int = 8) -> np.ndarray:
+    """Features enough that two equal rows are one image."""
+    return np.random.default_rng(seed).normal(size=(n, dim)).astype(np.float32)
+
+
+def pair(folder: Path, one: dict[str, Any], other: dict[str, Any], **more: Any) -> list[Path]:
+    """Two files with two rows each, of which the first has the same features in both."""
+    features = [wide(2, seed=1), wide(2, seed=2)]
+    features[1][0] = features[0][0]
+    return [
+        make(folder / f"{name}.hilum", features=rows, columns=columns, **more)
+        for name, rows, columns in zip("ab", features, (one, other), strict=True)
+    ]
+
+
+@pytest.mark.parametrize("dtype", ["f16", "f32", "i8"])
+def test_merge_knows_an_image_again_by_its_features(tmp_path: Path, dtype: str) -> None:
+    features = wide(40)
+    features[1] = features[0]  # twice in one file: both stay
+    features[2:4] = 0  # nothing can be told by these
+    whole = make(
+        tmp_path / "w.hilum",
+        features=features,
+        columns={"group": np.arange(40) // 2, "sample_key": keys_of(*[0] * 39, 9)},
+        dtype=dtype,
+    )
+    a, b = tmp_path / "a.hilum", tmp_path / "b.hilum"
+    subset_container(whole, a, rows=slice(0, 21))
+    subset_container(whole, b, rows=[2, 3, *range(20, 40)])
+    report = merge_containers([a, b], tmp_path / "c.hilum", keep_order=True, allow_related=True)
+    assert report.counts["same_features"] == report.counts["duplicates"] == 1
+    assert report.counts["joined_patients"] == 1
+    assert report.n_rows == 21 + 2 + 19
+    with formats.open_container(tmp_path / "c.hilum") as c, formats.open_container(whole) as w:
+        rows = [*range(21), 2, 3, *range(21, 40)]
+        assert c.features.tobytes() == w.features[rows].tobytes()
+        # row 20 is in both files, row 21 is of the same patient
+        assert c.groups[20] == c.groups[23]
+        assert c.n_groups == 21
+
+
+def test_merge_of_equal_features_needs_equal_types_and_views(tmp_path: Path) -> None:
+    features = wide(4)
+    a = make(tmp_path / "a.hilum", features=features, columns={"group": range(4)}, dtype="f32")
+    b = make(tmp_path / "b.hilum", features=features, columns={"group": range(4)}, dtype="f16")
+    report = merge_containers([a, b], tmp_path / "c.hilum", dtype="f32")
+    assert report.n_rows == 8 and report.counts["alike"] == 4
+    view = {"group": range(4), "view": [1, 1, 0, 0]}
+    d = make(tmp_path / "d.hilum", features=features, columns=view, dtype="f32")
+    report = merge_containers([a, d], tmp_path / "e.hilum")
+    # another view of an image is another row of the same patient
+    assert report.counts["same_features"] == 2 and report.counts["joined_patients"] == 2
+    more = np.concatenate([features, 9 * features])
+    i8 = [make(tmp_path / f"{i}.hilum", features=more[: 4 + i], dtype="i8", columns={})
+          for i in (0, 4)]  # fmt: skip
+    report = merge_containers(i8, tmp_path / "f.hilum")
+    assert report.counts["same_features"] == 0
+    assert any("were not looked for: the files' i8 scales differ" in r for r in report.remarks)
+
+
+def test_merge_leaves_a_withdrawn_image_out_by_its_features_too(tmp_path: Path) -> None:
+    features = wide(3)
+    gone = make(
+        tmp_path / "a.hilum",
+        features=wide(2, seed=5),
+        columns={"row_flags": [1, 0], "sample_key": keys_of(1, 2)},
+    )
+    keyed = make(tmp_path / "b.hilum", features=features, columns={"sample_key": keys_of(1, 3, 4)})
+    plain = make(tmp_path / "c.hilum", features=features[:1], columns={})
+    report = merge_containers([gone, keyed, plain], tmp_path / "d.hilum")
+    assert report.counts["withdrawn"] == 3
+    with formats.open_container(tmp_path / "d.hilum") as container:
+        assert sorted(container.sample_keys[:, 0].tolist()) == [2, 3, 4]
+
+
+def test_duplicates_leave_what_they_know(tmp_path: Path) -> None:
+    blank = {"group": [0, 1], "sex": [0, 1], "age": [255, 1], "projection": [0, 1],
+             "split": [0, 1], "sample_key": keys_of(0, 1),
+             "label": [[1, -2, -2], [0, 0, 0]]}  # fmt: skip
+    known = {"group": [0, 1], "sex": [2, 2], "age": [44, 2], "projection": [3, 2],
+             "split": [3, 1], "sample_key": keys_of(7, 8), "label": [[1, 0, -1], [1, 1, 1]],
+             "source": [0, 0]}  # fmt: skip
+    a, b = pair(tmp_path, blank, known, classes=("x", "y", "z"), multilabel=True, sources=["s"])
+    c = make(
+        tmp_path / "c.hilum",
+        features=wide(2, seed=1)[:1],
+        columns={"label": [[-2, 0, -2, 1]], "age": [55]},
+        classes=("x", "y", "z", "extra"),
+        multilabel=True,
+    )
+    report = merge_containers([a, b, c], tmp_path / "m.hilum", keep_order=True)
+    assert report.n_rows == 3 and report.counts["conflicts"] == 0
+    with formats.open_container(tmp_path / "m.hilum") as container:
+        assert container.labels[0].tolist() == [1, 0, -1, 1]
+        assert container.sexes[0] == 2 and container.ages[0] == 44
+        assert container.projections[0] == 3 and container.splits[0] == 3
+        assert container.sample_keys[0].tolist() == [7] * 16
+        assert container.sources_names[container.sources[0]] == "s"
+    assert any("the age of 1 duplicate rows is another" in remark for remark in report.remarks)
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+@pytest.mark.parametrize("by_key", [False, True])
+def test_contradicting_labels_are_refused(tmp_path: Path, multilabel: bool, by_key: bool) -> None:
+    labels = [[[1, 0], [1, 0]], [[0, 0], [1, 1]]] if multilabel else [[0, 0], [1, 1]]
+    columns = [{"label": label} for label in labels]
+    if by_key:
+        columns = [
+            {**c, "sample_key": keys_of(*keys)}
+            for c, keys in zip(columns, ((1, 2), (1, 3)), strict=True)
+        ]
+    paths = pair(tmp_path, *columns, multilabel=multilabel)
+    message = r"1 image\(s\) .* contradicting labels \(row 0 of .*a\.hilum and row 0 of .*b\.hilum"
+    with pytest.raises(ContainerError, match=message):
+        merge_containers(paths, tmp_path / "c.hilum")
+    assert files_in(tmp_path) == {"a.hilum", "b.hilum"}
+    for choice, n_rows in (("first", 3), ("drop", 2)):
+        out = tmp_path / f"{choice}.hilum"
+        report = merge_containers(paths, out, keep_order=True, on_conflict=choice)
+        assert report.n_rows == n_rows and report.counts["conflicts"] == 1
+        with formats.open_container(out) as container:
+            first = [1, 0] if multilabel else 0
+            last = [1, 1] if multilabel else 1
+            assert container.labels[0].tolist() == first
+            assert container.labels[-1].tolist() == last
+    with pytest.raises(ValueError, match="on_conflict is 'last'"):
+        merge_containers(paths, tmp_path / "c.hilum", on_conflict="last")
+
+
+@pytest.mark.parametrize("here", [[0, 0], [1, 1], None])
+@pytest.mark.parametrize("there", [2, 3])
+def test_merge_refuses_a_patient_who_is_learned_from_and_tested(
+    tmp_path: Path, here: list[int] | None, there: int
+) -> None:
+    one: dict[str, Any] = {"group": [0, 0]} if here is None else {"group": [0, 0], "split": here}
+    paths = pair(tmp_path, one, {"group": [0, 0], "split": [there, there]})
+    place = "train of" if here == [1, 1] else "not marked, which counts as train, in"
+    with pytest.raises(ContainerError, match=f"1 patient.*{place} .*a.hilum.*--without-splits"):
+        merge_containers(paths, tmp_path / "c.hilum")
+    merge_containers(paths, tmp_path / "c.hilum", without_splits=True)
+    resplit = tmp_path / "d.hilum"
+    with pytest.raises(ContainerError, match="cannot be divided"):
+        resplit_container(tmp_path / "c.hilum", resplit, fractions=(0.5, 0, 0.5))
+
+
+def test_merge_of_train_and_not_marked_goes_on(tmp_path: Path) -> None:
+    paths = pair(tmp_path, {"group": [0, 0]}, {"group": [0, 0], "split": [1, 1]})
+    assert merge_containers(paths, tmp_path / "c.hilum").n_rows == 3
+
+
+@pytest.mark.parametrize("drop", [False, True])
+def test_i8_scales_do_not_tell_of_the_withdrawn(tmp_path: Path, drop: bool) -> None:
+    features = wide(50)
+    features[:, 3] = 0
+    features[[4, 7], 0] = (20, -20)  # patients 2 and 3
+    features[4, 3] = 5  # nobody else has anything here
+    features[8, 1] = 77  # patient 4 stays
+    path = make(
+        tmp_path / "a.hilum",
+        features=features,
+        columns={"group": np.arange(50) // 2, "row_flags": np.arange(50) == 6},
+        dtype="i8",
+    )
+    out = tmp_path / "x.hilum"
+    report = withdraw_rows(path, out, groups=[2, 3], drop=drop)
+    assert any("features came from withdrawn rows only" in r for r in report.remarks)
+    with formats.open_container(path) as a, formats.open_container(out) as b:
+        b.verify()
+        kept = np.setdiff1d(np.arange(50), [4, 5, 6, 7])
+        rows = np.arange(46) if drop else kept
+        assert np.array_equal(b.rows(), rows)
+        changed = np.flatnonzero(a.scales != b.scales)
+        assert {0, 3} <= set(changed) and 1 not in changed
+        assert report.counts["rescaled"] == len(changed)
+        same = np.setdiff1d(np.arange(8), changed)
+        np.testing.assert_array_equal(a.features[kept][:, same], b.features[rows][:, same])
+        before, after = a.read_rows(kept), b.read_rows(rows)
+        assert (np.abs(before - after) < b.scales * 0.51).all()
+        assert b.scales[3] == 1
+        most = np.abs(b.features[rows].astype(int)).max(axis=0)
+        assert (most[np.arange(8) != 3] == 127).all()
+
+
+def test_a_second_patient_is_found_after_the_scales_of_the_first_went(tmp_path: Path) -> None:
+    features = wide(300, dim=32)
+    features[0] *= np.linspace(2, 40, 32)  # the first patient is far out everywhere
+    path = make(
+        tmp_path / "a.hilum", features=features, columns={"group": np.arange(300)}, dtype="i8"
+    )
+    report = withdraw_rows(path, groups=[0])
+    assert report.counts["rescaled"] > 20
+    for patient in (17, 123):
+        images = make(
+            tmp_path / f"{patient}.hilum",
+            features=features[patient : patient + 1],
+            columns={},
+            dtype="f32",
+        )
+        report = withdraw_rows(path, matching=images)
+        assert report.counts["found"] == report.counts["rows"] == 1
+    stranger = make(tmp_path / "s.hilum", features=wide(1, seed=8, dim=32), columns={})
+    with pytest.raises(ContainerError, match="no row fits"):
+        withdraw_rows(path, matching=stranger)
+    with formats.open_container(path) as container:
+        assert sorted(set(range(300)) - set(container.rows().tolist())) == [0, 17, 123]
+
+
+def test_scales_of_earlier_withdrawals_go_too(tmp_path: Path) -> None:
+    """As an older version left them: rows zeroed, their scale still there."""
+    elements = np.full((6, 8), 127, np.int8)
+    elements[2:, 0] = 50
+    notes = notes_of(8)
+    with formats.ContainerWriter(
+        tmp_path / "a.hilum",
+        dim=8,
+        dtype="i8",
+        scales=np.full(8, 2.0),
+        backbone_digest=notes["backbone"]["sha256"],
+        preprocessing_digest=formats.preprocessing_digest(notes["preprocessing"]),
+    ) as writer:
+        writer.append(elements, row_flags=[1, 0, 0, 0, 0, 0])
+        writer.seal(notes)
+    withdraw_rows(tmp_path / "a.hilum", tmp_path / "b.hilum", rows=[1])
+    with formats.open_container(tmp_path / "b.hilum") as container:
+        np.testing.assert_allclose(container.scales, [100 / 127] + [2] * 7, rtol=1e-6)
+        assert (container.features[2:] == 127).all()
+
+
+def test_drop_purges_rows_that_were_zeroed_before(tmp_path: Path) -> None:
+    path = make(tmp_path / "a.hilum")
+    withdraw_rows(path, groups=[1])
+    with pytest.raises(ContainerError, match=r"withdrawn already.*--drop"):
+        withdraw_rows(path, groups=[1])
+    report = withdraw_rows(path, groups=[1], drop=True)
+    assert report.n_rows == 6 and report.counts["rows"] == 0 and report.counts["earlier"] == 2
+    assert any("were withdrawn before; now they were left out" in r for r in report.remarks)
+    with formats.open_container(path) as container:
+        assert container.row_flags is None and container.n_groups == 3
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX owners and links")
+def test_in_place_keeps_the_owner_and_tells_of_other_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make(tmp_path / "a.hilum")
+    path.chmod(0o640)
+    real = os.stat_result
+    calls = []
+    # as if another user had made the old file
+    old = list(path.stat())
+    old[4], old[5] = 4321, 8765
+    monkeypatch.setattr("formats.editing.os.chown", lambda *given: calls.append(given))
+    remarks: list[str] = []
+    _restore_owner(path, real(old), remarks)
+    assert calls == [(path, 4321, 8765)] and remarks == []
+    assert path.stat().st_mode & 0o777 == 0o640
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "not permitted")
+
+    monkeypatch.setattr("formats.editing.os.chown", refuse)
+    _restore_owner(path, real(old), remarks)
+    assert "belonged to user 4321, group 8765, and that cannot be set" in remarks[0]
+    (tmp_path / "b.hilum").hardlink_to(path)
+    report = withdraw_rows(path, groups=[0])
+    (warning,) = [r for r in report.remarks if r.startswith("warning")]
+    assert "1 other name(s) (hard links): it still holds the withdrawn rows" in warning
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_nothing_is_replaced_unasked(tmp_path: Path) -> None:
+    a, b = make(tmp_path / "a.hilum"), make(tmp_path / "b.hilum", seed=1)
+    out = tmp_path / "x.hilum"
+    for run in (
+        lambda **more: merge_containers([a, b], out, **more),
+        lambda **more: subset_container(a, out, **more),
+        lambda **more: withdraw_rows(a, out, rows=[1], **more),
+        lambda **more: resplit_container(a, out, **more),
+    ):
+        out.write_bytes(b.read_bytes())
+        with pytest.raises(ContainerError, match=r"exists already.*--overwrite"):
+            run()
+        assert out.read_bytes() == b.read_bytes()
+        run(overwrite=True)
+        assert out.read_bytes() != b.read_bytes()
+        with pytest.raises(ContainerError, match="is an input"):
+            subset_container(a, a, overwrite=True)
+    for wrong in (tmp_path, ""):
+        with pytest.raises(ContainerError, match=r"expected (the name|that) of a file"):
+            subset_container(a, wrong)
+
+
+def test_views_are_not_torn(tmp_path: Path) -> None:
+    columns: dict[str, Any] = {"view": np.arange(8) % 2}
+    path = make(tmp_path / "a.hilum", columns=columns)
+    other = make(tmp_path / "b.hilum", seed=1)
+    with pytest.raises(ContainerError, match=r"a\.hilum: has views of images, but no patient"):
+        resplit_container(path, tmp_path / "x.hilum")
+    with pytest.raises(ContainerError, match=r"a\.hilum: has views of images, but no patient"):
+        merge_containers([other, path], tmp_path / "x.hilum")
+    columns["sample_key"] = keys_of(*np.arange(8) // 2 + 1)
+    resplit_container(make(tmp_path / "c.hilum", columns=columns), tmp_path / "x.hilum")
+    with formats.open_container(tmp_path / "x.hilum") as container:
+        np.testing.assert_array_equal(container.splits[::2], container.splits[1::2])
+
+
+def test_resplit_keeps_equal_features_together(tmp_path: Path) -> None:
+    features = np.repeat(wide(30), 2, axis=0)
+    path = make(tmp_path / "a.hilum", features=features, columns={"group": np.arange(60)})
+    report = resplit_container(path, tmp_path / "x.hilum", fractions=(0.5, 0, 0.5))
+    with formats.open_container(tmp_path / "x.hilum") as container:
+        np.testing.assert_array_equal(container.splits[::2], container.splits[1::2])
+        np.testing.assert_array_equal(container.groups, np.arange(60))
+    assert any(remark.startswith("30 patients have an image with") for remark in report.remarks)
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_many_classes_are_lumped(monkeypatch: pytest.MonkeyPatch, multilabel: bool) -> None:
+    labels = np.repeat([0, 1, 2, 3, 4], [1, 9, 2, 8, 3])
+    given_labels = (labels[:, None] == np.arange(5)).astype(np.int8) if multilabel else labels
+    member, n_lumped = bounded_membership(given_labels, 5, 23)
+    assert n_lumped == 0
+    np.testing.assert_array_equal(member, class_membership(given_labels, 5))
+    monkeypatch.setattr("formats.splitting._MOST_COUNTS", 3 * 23)
+    member, n_lumped = bounded_membership(given_labels, 5, 23)
+    assert n_lumped == 3
+    expected = np.column_stack([labels == 1, labels == 3, np.isin(labels, (0, 2, 4))])
+    np.testing.assert_array_equal(member, expected)
+
+
+def test_rows_beyond_the_end_are_errors(tmp_path: Path) -> None:
+    path = make(tmp_path / "a.hilum")
+    for rows, message in (
+        (slice(7, 5000), "rows 7:5000 go beyond its 8 rows"),
+        (slice(8, None), "rows 8: go beyond"),
+        (slice(-9, None), "rows -9: go beyond"),
+        ([99999999999999999999], "no row 99999999999999999999, expected 0 to 7"),
+    ):
+        with pytest.raises(ContainerError, match=message):
+            subset_container(path, tmp_path / "x.hilum", rows=rows)
+    assert subset_container(path, tmp_path / "x.hilum", rows=slice(-8, 8)).n_rows == 8
+
+
+# ---- the command line --------------------------------------------------------------------------
+
+
+def test_a_file_may_follow_the_groups(tmp_path: Path) -> None:
+    path, out = make(tmp_path / "a.hilum"), tmp_path / "x.hilum"
+    arguments = ["--group", "0,1", "--group", "3", str(path)]
+    assert main(["subset", "-o", str(out), *arguments]) == 0
+    assert formats.open_container(out).n_rows == 6
+    assert main(["withdraw", "-o", str(out), "--overwrite", *arguments]) == 0
+    assert formats.open_container(out).rows().tolist() == [4, 5]
+
+
+def test_usage_that_cannot_be_meant(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(make(tmp_path / "a.hilum"))
+    for arguments, message in (
+        (["-o", ""], "the name is empty, expected the name of the new .hilum file"),
+        (["-o", str(tmp_path)], "is a folder, expected the name of the new .hilum file"),
+        (["-o", "x", "--rows", "99999999999999999999"], "has a number larger than any row's"),
+        (["-o", "x", "--rows", "0:99999999999999999999"], "has a number larger than any row's"),
+        (["-o", "x", "--group", "1;2"], "'1;2' is not a number, or several such as 17,18"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            main(["subset", path, *arguments])
+        assert caught.value.code == 2
+        assert message in capsys.readouterr().err
+    assert main(["subset", path, "-o", str(tmp_path / "x.hilum"), "--rows", "7:5000"]) == 1
+    assert "rows 7:5000 go beyond its 8 rows, 0 to 7" in capsys.readouterr().err
+
+
+def test_an_image_that_is_not_found_is_a_failure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    features = wide(8)
+    path = make(tmp_path / "a.hilum", features=features, columns={"group": np.arange(8) // 2})
+    images = np.concatenate([features[:1], features[:1] + 1])
+    patient = make(tmp_path / "p.hilum", features=images, columns={})
+    given_arguments = ["withdraw", str(path), "--matching", str(patient), "--in-place", "--quiet"]
+    assert main(given_arguments) == 1
+    assert "warning: 1 of 2 images of p.hilum were not found: if" in capsys.readouterr().err
+    with formats.open_container(path) as container:
+        assert container.rows().tolist() == list(range(2, 8))
+
+
+def test_merge_says_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = [str(path) for path in pair(tmp_path, {"label": [0, 0]}, {"label": [1, 1]})]
+    out = str(tmp_path / "c.hilum")
+    assert main(["merge", *paths, "-o", out]) == 1
+    assert "--on-conflict first" in capsys.readouterr().err
+    assert main(["merge", *paths, "-o", out, "--on-conflict", "first"]) == 0
+    text = capsys.readouterr().out
+    assert "duplicate rows left out: 1; same image by features: 1;" in text
+    child = str(tmp_path / "d.hilum")
+    assert main(["subset", out, "-o", child]) == 0
+    assert main(["merge", out, child, "-o", str(tmp_path / "e.hilum")]) == 1
+    assert "(--allow-related)" in capsys.readouterr().err
+    assert main(["merge", out, child, "-o", str(tmp_path / "e.hilum"), "--allow-related"]) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs names that are not UTF-8")
+def test_a_name_that_cannot_be_shown(tmp_path: Path) -> None:
+    path = make(tmp_path / "a.hilum")
+    out = os.fsencode(tmp_path) + b"/\xff.hilum"
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict", "PYTHONUTF8": "1"}
+    code = "import sys; from formats.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    result = run_python(code, "subset", str(path), "-o", os.fsdecode(out), env=environment)
+    assert result.returncode == 0, result.stderr
+    assert "/?.hilum: 8 rows" in result.stdout

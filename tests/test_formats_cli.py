@@ -194,17 +194,20 @@ def test_merge_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert text.startswith(f"{out}: 45 rows, 26 patients, ")
     assert "withdrawn rows left out: 1" in text
     first = out.read_bytes()
-    assert main(["merge", FULL, str(other), "-o", str(out), "--seed", "1", "--quiet"]) == 0
+    assert (
+        main(["merge", FULL, str(other), "-o", str(out), "--seed", "1", "--quiet", "--overwrite"])
+        == 0
+    )
     assert capsys.readouterr() == ("", "")
     assert out.read_bytes() == first
-    assert main(["merge", FULL, str(other), "-o", str(out), "--without-splits"]) == 0
+    assert main(["merge", FULL, str(other), "-o", str(out), "--without-splits", "--overwrite"]) == 0
     err = capsys.readouterr().err
     assert "note: i8 features were quantised anew" in err
     assert "note: other.hilum has no column age: filled with unknown" in err
     table = text_of(capsys, "inspect", out)
     assert "split" not in table.split("columns")[1].splitlines()[0]
     assert f"derived from   {formats.open_container(FULL).uuid}" in table
-    assert main(["merge", FULL, PLAIN, "-o", str(out)]) == 1
+    assert main(["merge", FULL, PLAIN, "-o", str(out), "--overwrite"]) == 1
     err = capsys.readouterr().err
     assert "cannot be merged with" in err and PLAIN in err and FULL in err
 
@@ -221,11 +224,11 @@ def test_subset_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         (["--rows", "1:20:2"], 9),
         (["--rows", "7"], 1),
         (["--rows", tmp_path / "rows.txt"], 3),
-        (["--group", 1, 2], 4 - 1),
+        (["--group", "1,2"], 4 - 1),
         (["--source", "site-a"], None),
         (["--class", "viral", "--drop-classes"], 11),
     ):
-        text = text_of(capsys, "subset", FULL, "-o", out, *arguments)
+        text = text_of(capsys, "subset", FULL, "-o", out, "--overwrite", *arguments)
         with formats.open_container(out) as container:
             assert f"{out}: {container.n_rows} rows, " in text
             if n_rows is not None:
@@ -262,7 +265,9 @@ def test_withdraw_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_resplit_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "r.hilum"
     for fractions in ("60,20,20", "0.6,0.2,0.2"):
-        text = text_of(capsys, "resplit", FULL, "-o", out, "--fractions", fractions, "--seed", 3)
+        text = text_of(
+            capsys, "resplit", FULL, "-o", out, "--fractions", fractions, "--seed", 3, "--overwrite"
+        )
         table = [line.split() for line in text.splitlines()]
         assert ["class,", "rows", "(patients)", "train", "valid", "test", "all"] in table
         with formats.open_container(out) as container:
@@ -290,12 +295,12 @@ def test_export_and_import_commands(
     assert f"{again}: 40 rows, 12 x i8 a row, 20 patients, " in text
     with formats.open_container(FULL) as a, formats.open_container(again) as b:
         assert a.features.tobytes() == b.features.tobytes()
-    text_of(capsys, "import", table, "-o", again, "--seed", 1, "--dtype", "f16")
+    text_of(capsys, "import", table, "-o", again, "--seed", 1, "--dtype", "f16", "--overwrite")
     assert "f16" in text_of(capsys, "inspect", again)
 
 
 def test_import_of_a_strangers_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "t.csv").write_text("label,patient,a,b\nx,p,1,2\ny,q,3,4\n")
+    (tmp_path / "t.csv").write_text("label,patient,f0,f1\nx,p,1,2\ny,q,3,4\n")
     assert main(["import", str(tmp_path / "t.csv"), "-o", str(tmp_path / "x.hilum")]) == 1
     assert "Give a JSON file (--notes)" in capsys.readouterr().err
     notes = {
