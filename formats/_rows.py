@@ -14,9 +14,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from formats._library import ffi, lib
-from formats._status import container_error
-from formats.container import AGE_TOP, AGE_UNKNOWN, CHUNK_ROWS, Container, open_container
+from formats._library import lib
+from formats.container import AGE_TOP, AGE_UNKNOWN, CHUNK_ROWS, DTYPES, Container, open_container
 from formats.errors import ContainerError, NotesError
 from formats.notes import validate_notes
 from formats.writer import ContainerWriter
@@ -36,7 +35,6 @@ __all__ = [
     "number_records",
     "open_verified",
     "piece_rows",
-    "read_stored",
     "withdrawn_rows",
     "write_rows",
 ]
@@ -55,11 +53,7 @@ COLUMNS = (
 )
 """Names of all columns this version knows, in the order in which they are written."""
 
-ELEMENTS: Mapping[str, np.dtype[Any]] = {
-    "f32": np.dtype("<f4"),
-    "f16": np.dtype("<f2"),
-    "i8": np.dtype("i1"),
-}
+ELEMENTS: Mapping[str, np.dtype[Any]] = dict(DTYPES.values())
 _MOST_ANCESTORS = 64
 _LEAST_I8 = -127
 # float32 of one piece of rows; some copies of it exist at a time
@@ -206,52 +200,6 @@ def piece_rows(dim: int) -> int:
         At least 1.
     """
     return max(1, _PIECE_BYTES // (4 * dim))
-
-
-def read_stored(container: Container, rows: NDArray[np.int64]) -> NDArray[Any]:
-    """Copy rows as they are stored, for i8 without their scales.
-
-    Parameters
-    ----------
-    container : Container
-        Open.
-    rows : int64 (n,)
-        Which rows, in any order.
-
-    Returns
-    -------
-    array (n, dim) of float32, float16 or int8
-        The caller's own.
-
-    Raises
-    ------
-    ContainerError
-        The file was cut since it was opened.
-    """
-    handle = container._open()
-    out = np.empty((len(rows), container.dim), ELEMENTS[container.dtype])
-    if not len(rows):
-        return out
-    # in the order of the file: neighbours are read together, and a disk need not seek back
-    order = np.argsort(rows, kind="stable")
-    sorted_rows = rows[order]
-    in_order = bool((order[1:] > order[:-1]).all())
-    target = out if in_order else np.empty_like(out)
-    buffer = ffi.from_buffer("char[]", target, require_writable=True)
-    error = ffi.new("hilum_error *")
-    row_bytes = container.dim * out.itemsize
-    edges = np.flatnonzero(np.diff(sorted_rows) != 1) + 1
-    start = 0
-    for stop in (*edges.tolist(), len(rows)):
-        n = stop - start
-        at = buffer + start * row_bytes
-        status = lib.hilum_read_rows(handle, int(sorted_rows[start]), n, at, n * row_bytes, error)
-        if status != lib.HILUM_OK:
-            raise container_error(container.path, status, error)
-        start = stop
-    if not in_order:
-        out[order] = target
-    return out
 
 
 def iter_pieces(n_rows: int, dim: int) -> Iterator[slice]:
@@ -520,7 +468,7 @@ def feature_digests(
         scales = b"" if container.scales is None else container.scales.tobytes()
         salt = hashlib.blake2b(container.dtype.encode() + scales, digest_size=16).digest()
     for piece in iter_pieces(len(rows), container.dim):
-        values = read_stored(container, rows[piece])
+        values = container.read_stored(rows[piece])
         if element is not None and values.dtype != element:
             with np.errstate(over="ignore"):
                 values = values.astype(element)
@@ -634,7 +582,7 @@ def write_rows(
                     )
                     if not len(mine):
                         continue
-                    values = read_stored(container, part[mine])
+                    values = container.read_stored(part[mine])
                     if not raw and container.scales is not None:
                         values = values * container.scales
                     features[mine] = values

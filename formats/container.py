@@ -529,14 +529,24 @@ class Container:
         return index if low >= 0 else np.where(index < 0, index + self.n_rows, index)
 
     def _gather(self, handle: Any, index: NDArray[np.int64], out: NDArray[Any]) -> None:
-        """Read rows in ``mode="read"``: one system call for every run of neighbours."""
+        """Read rows in ``mode="read"``: one system call for every run of neighbours.
+
+        From the beginning of the file to its end, so that a disk need not seek back.
+        """
         if not len(index):
             return
+        order = None
+        target = out
+        if (index[1:] < index[:-1]).any():
+            order = np.argsort(index, kind="stable")
+            index, target = index[order], np.empty_like(out)
         edges = np.flatnonzero(np.diff(index) != 1) + 1
         start = 0
         for stop in (*edges.tolist(), len(index)):
-            self._read(handle, int(index[start]), out[start:stop])
+            self._read(handle, int(index[start]), target[start:stop])
             start = stop
+        if order is not None:
+            out[order] = target
 
     def _read(self, handle: Any, first_row: int, out: NDArray[Any]) -> None:
         error = ffi.new("hilum_error *")

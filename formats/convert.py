@@ -31,7 +31,6 @@ from formats._rows import (
     iter_pieces,
     lineage,
     open_verified,
-    read_stored,
 )
 from formats._tables import (
     BOMB_BYTES,
@@ -124,7 +123,7 @@ def export_container(
 
         def pieces() -> Iterator[NDArray[Any]]:
             for piece in iter_pieces(source.n_rows, source.dim):
-                yield read_stored(source, np.arange(piece.start, piece.stop))
+                yield source.read_stored(piece)
                 share = (piece.stop - piece.start) / source.n_rows
                 meter.add(int(source.size_bytes * share))
 

@@ -32,7 +32,6 @@ from formats._rows import (
     lineage,
     number_records,
     open_verified,
-    read_stored,
     withdrawn_rows,
     write_rows,
 )
@@ -1101,7 +1100,7 @@ def _scales_without(
     assert source.scales is not None
     most = np.zeros(source.dim, np.int16)
     for piece in iter_pieces(len(remaining), source.dim):
-        stored = read_stored(source, remaining[piece])
+        stored = source.read_stored(remaining[piece])
         # not abs: that of the int8 -128 is -128
         np.maximum(most, stored.max(axis=0), out=most)
         np.maximum(most, -stored.min(axis=0).astype(np.int16), out=most)
@@ -1191,7 +1190,7 @@ def _find_matching(source: Container, other: Container) -> tuple[NDArray[np.bool
         hit[known] = np.isin(as_records(keys[known]), as_records(source.sample_keys[found]))
     usable = ~withdrawn_rows(source)
     for piece in iter_pieces(len(wanted), other.dim):
-        sought = read_stored(other, wanted[piece])
+        sought = other.read_stored(wanted[piece])
         values, slack = _as_float(other, sought)
         _find_alike(source, values, slack, usable, found, hit[piece])
     if source.scales is not None and source.notes.get("derived_from") and not hit.all():
@@ -1200,7 +1199,7 @@ def _find_matching(source: Container, other: Container) -> tuple[NDArray[np.bool
         missing = np.flatnonzero(~hit)
         for piece in iter_pieces(len(missing), other.dim):
             part = missing[piece]
-            values, slack = _as_float(other, read_stored(other, wanted[part]))
+            values, slack = _as_float(other, other.read_stored(wanted[part]))
             late = np.zeros(len(part), np.bool_)
             _find_alike(source, values, slack, usable, found, late, own_slack)
             hit[part] = late
@@ -1229,7 +1228,7 @@ def _coarse_slack(source: Container, usable: NDArray[np.bool_]) -> NDArray[np.fl
     seen = np.zeros((256, source.dim), np.bool_)
     rows = np.flatnonzero(usable)
     for piece in iter_pieces(len(rows), source.dim):
-        stored = read_stored(source, rows[piece])
+        stored = source.read_stored(rows[piece])
         seen[stored.astype(np.int16) + 128, np.arange(source.dim)] = True
     last = np.full(source.dim, -np.inf)
     gap = np.full(source.dim, np.inf)
@@ -1256,7 +1255,7 @@ def _find_alike(
     rows = np.flatnonzero(usable)
     for piece in iter_pieces(len(rows), source.dim):
         part = rows[piece]
-        values, own = _as_float(source, read_stored(source, part))
+        values, own = _as_float(source, source.read_stored(part))
         own = np.broadcast_to(own if own_slack is None else own_slack, values.shape)
         if probe is None:
             # the features that differ most tell nearly all other rows away at once

@@ -282,7 +282,7 @@ def test_an_interrupt_leaves_nothing_behind(
     export_container(EVERY, tmp_path / f"old.{ending}")
     before = files_in(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr("formats.convert.read_stored", interrupt)
+        patch.setattr(formats.Container, "read_stored", interrupt)
         with pytest.raises(KeyboardInterrupt):
             export_container(EVERY, tmp_path / f"t.{ending}")
     with monkeypatch.context() as patch:
@@ -1039,8 +1039,8 @@ def test_an_import_is_a_child(tmp_path: Path) -> None:
 
 KILLED = """
 import os, sys
-import formats.convert
-formats.convert.read_stored = lambda *_: os._exit(9)
+import formats.container, formats.convert
+formats.container.Container.read_stored = lambda *_: os._exit(9)
 formats.export_container(sys.argv[1], sys.argv[2])
 """
 

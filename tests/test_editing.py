@@ -911,7 +911,7 @@ def test_an_element_that_hilum_never_writes(
 ) -> None:
     path = make(tmp_path / "a.hilum", dtype="i8")
     foreign = np.full((8, 4), -128, np.int8)
-    monkeypatch.setattr("formats._rows.read_stored", lambda source, rows: foreign[rows])
+    monkeypatch.setattr(formats.Container, "read_stored", lambda source, rows: foreign[rows])
     with pytest.raises(ContainerError, match=r"a\.hilum: holds the i8 element -128.*--dtype f16"):
         subset_container(path, tmp_path / "x.hilum")
 
