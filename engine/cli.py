@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import importlib
 import io
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from engine.errors import BackboneError, EngineError, ManifestError
+from formats._console import parse_seed as seed
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -24,6 +26,7 @@ __all__ = [
     "EXIT_SOME_FAILED",
     "EXIT_USAGE",
     "check_files",
+    "check_stop",
     "command_line",
     "count_up_to",
     "evaluation_table",
@@ -136,29 +139,6 @@ def count_up_to(most: int) -> Callable[[str], int]:
         return value
 
     return read
-
-
-def seed(text: str) -> int:
-    """Read a seed from the command line.
-
-    Parameters
-    ----------
-    text : str
-        What was typed.
-
-    Returns
-    -------
-    int
-        0 or more.
-
-    Raises
-    ------
-    argparse.ArgumentTypeError
-        Not a whole number, or negative.
-    """
-    if not text.isascii() or not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
-    return int(text)
 
 
 def check_files(
@@ -286,9 +266,29 @@ def exit_code_of(error: EngineError | OSError) -> int:
     return EXIT_SOME_FAILED
 
 
-def _terminated(_signal: int, _frame: FrameType | None) -> NoReturn:
-    # The same way out as Ctrl-C, so that a stopped service leaves no partial file either.
+_stop_asked = False
+
+
+def _stop(_signal: int, _frame: FrameType | None) -> NoReturn:
+    # SIGTERM goes the same way as Ctrl-C, so that a stopped service leaves no partial file either.
+    global _stop_asked  # noqa: PLW0603 - a signal handler has nowhere else to write
+    _stop_asked = True
     raise KeyboardInterrupt
+
+
+def check_stop() -> None:
+    """Stop if that was asked for, although a library swallowed it.
+
+    C code that asks an object for an attribute or a hash drops whatever is raised meanwhile, also
+    KeyboardInterrupt: one Ctrl-C in twenty was lost while libraries were being loaded.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        Since `run` began, Ctrl-C was pressed or SIGTERM came.
+    """
+    if _stop_asked:
+        raise KeyboardInterrupt
 
 
 def run(command: Callable[[], int]) -> int:
@@ -308,11 +308,14 @@ def run(command: Callable[[], int]) -> int:
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=errors)
-    previous = None
-    try:
-        previous = signal.signal(signal.SIGTERM, _terminated)
-    except ValueError:  # not the main thread: whoever started it handles signals
-        previous = None
+    global _stop_asked  # noqa: PLW0603
+    _stop_asked = False
+    previous: dict[signal.Signals, Any] = {}
+    # not the main thread: whoever started it handles signals
+    with contextlib.suppress(ValueError):
+        for number in (signal.SIGTERM, signal.SIGINT):
+            if signal.getsignal(number) != signal.SIG_IGN:  # as nohup and & in a script want it
+                previous[number] = signal.signal(number, _stop)
     try:
         return command()
     except EngineError as error:
@@ -331,8 +334,8 @@ def run(command: Callable[[], int]) -> int:
         report("stopped: nothing half-written was left behind")
         return EXIT_SIGNAL + signal.SIGINT
     finally:
-        if previous is not None:
-            signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -18,6 +18,7 @@ from engine.cli import (
     EXIT_USAGE,
     MOST_THREADS,
     check_files,
+    check_stop,
     command_line,
     count_up_to,
     exit_code_of,
@@ -184,6 +185,7 @@ def _extract(options: argparse.ArgumentParser, arguments: argparse.Namespace) ->
     with tqdm(unit="image", disable=arguments.quiet or None, leave=False, file=sys.stderr) as bar:
 
         def progress(done: int, total: int) -> None:
+            check_stop()
             bar.total = total
             if bar.n == 0 and extraction.n_resumed:
                 # an earlier run's images would make this one's rate and end look too good

@@ -14,6 +14,7 @@ from engine.cli import (
     EXIT_DONE,
     EXIT_SOME_FAILED,
     check_files,
+    check_stop,
     command_line,
     count_up_to,
     evaluation_table,
@@ -172,6 +173,7 @@ def _train(arguments: argparse.Namespace) -> int:
         )
 
         def progress(done: int, total: int, text: str = "checking signatures") -> None:
+            check_stop()
             bar.total = total
             bar.set_description_str(text, refresh=False)
             bar.update(done - bar.n)

@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
 
-__all__ = ["PRIVACY", "printable", "progress_bar", "size_text"]
+__all__ = ["PRIVACY", "parse_seed", "printable", "progress_bar", "size_text"]
 
 PRIVACY = (
     "Derived from health images; treat as pseudonymised personal data unless the controller "
     "documents otherwise for a named recipient."
 )
+
+
+def parse_seed(text: str) -> int:
+    """Read a seed from the command line.
+
+    Parameters
+    ----------
+    text : str
+        What was typed.
+
+    Returns
+    -------
+    int
+        0 or more.
+
+    Raises
+    ------
+    argparse.ArgumentTypeError
+        Not a whole number, or negative.
+    """
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
+    return int(text)
 
 
 def printable(text: str) -> str:

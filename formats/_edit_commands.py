@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from formats._console import printable, progress_bar, size_text
+from formats._console import parse_seed, printable, progress_bar, size_text
 from formats._inspect_commands import describe_container, table_lines
 from formats.container import SPLITS, open_container
 from formats.editing import (
@@ -19,7 +19,7 @@ from formats.editing import (
     withdraw_rows,
 )
 
-__all__ = ["add_parsers", "add_quiet", "parse_seed"]
+__all__ = ["add_parsers", "add_quiet"]
 
 _MERGE = """\
 Join containers of the same backbone, preprocessing and blocks into a new one.
@@ -176,29 +176,6 @@ def add_quiet(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quiet", action="store_true", help="no progress bar, and say only what is wrong"
     )
-
-
-def parse_seed(text: str) -> int:
-    """Read a seed from the command line.
-
-    Parameters
-    ----------
-    text : str
-        What was typed.
-
-    Returns
-    -------
-    int
-        0 or more.
-
-    Raises
-    ------
-    argparse.ArgumentTypeError
-        Not a whole number, or negative.
-    """
-    if not text.isascii() or not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
-    return int(text)
 
 
 def _add(

@@ -673,13 +673,15 @@ class ContainerWriter:
             return
         with contextlib.suppress(OSError):
             # never somebody else's file: only while the name still leads to ours
-            ours = os.path.samestat(os.fstat(descriptor), self._part.stat())
+            status = os.fstat(descriptor)
+            ours = os.path.samestat(status, self._part.stat())
             if os.name == "nt":
                 os.close(descriptor)
                 descriptor = None
             if ours and not keeps:
                 self._journal_path.unlink(missing_ok=True)
                 self._rows_path.unlink(missing_ok=True)
+            if ours and (not keeps or status.st_size == 0):  # an empty one was just made
                 self._part.unlink()
         if descriptor is not None:
             os.close(descriptor)

@@ -1121,3 +1121,15 @@ def test_a_private_container_is_private_while_it_is_replaced(tmp_path: Path, dty
         os.umask(old)
     assert len(found) == (4 if dtype == "i8" else 3)
     assert set(found.values()) == {0o600}
+
+
+def test_an_error_before_the_first_byte_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("formats.writer.Journal.open", stop)
+    with pytest.raises(KeyboardInterrupt):
+        new_writer(tmp_path / "x.hilum", job=JOB)
+    assert files_in(tmp_path) == []
