@@ -18,10 +18,12 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from formats._identity import Kind, find_identity
 from formats.errors import NotesError
+
+if TYPE_CHECKING:
+    from formats._identity import Kind
 
 __all__ = [
     "canonical_json",
@@ -229,6 +231,14 @@ def _whole(pattern: re.Pattern[str]) -> str:
     return f"^(?:{pattern.pattern})$"
 
 
+def _find_identity(text: str, kind: Kind) -> str | None:
+    # only writing needs the tripwires, whose patterns take 20 ms to compile: a third of all that
+    # opening a container imports
+    from formats._identity import find_identity
+
+    return find_identity(text, kind=kind)
+
+
 def _text(max_length: int, kind: Kind = "text") -> _Rule:
     def check(key: str, value: Any, strict: bool) -> None:
         if not isinstance(value, str) or not value.strip():
@@ -237,7 +247,7 @@ def _text(max_length: int, kind: Kind = "text") -> _Rule:
             raise NotesError(
                 key, f"{len(value)} characters, at most {max_length} are allowed. Shorten it."
             )
-        found = find_identity(value, kind=kind) if strict else None
+        found = _find_identity(value, kind) if strict else None
         if found:
             raise NotesError(
                 key,
@@ -305,7 +315,7 @@ def _check_url(key: str, value: Any, strict: bool) -> None:
         )
     if len(value) > MAX_TEXT:
         raise NotesError(key, f"{len(value)} characters, at most {MAX_TEXT} are allowed.")
-    found = find_identity(value, kind="url")
+    found = _find_identity(value, "url")
     if found:
         raise NotesError(key, f"{_show(value)} holds {found}. Leave it out.")
 

@@ -86,7 +86,7 @@ def test_inspect_goes_on_after_a_bad_file(capsys: pytest.CaptureFixture[str]) ->
 def test_notes_cannot_steer_the_terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("formats.notes.find_identity", lambda *_, **__: None)
+    monkeypatch.setattr("formats._identity.find_identity", lambda *_, **__: None)
     notes = notes_of(1, about={"title": "\x1b[31mred\x07"})
     formats.write_container(tmp_path / "x", [[1.0]], notes)
     assert main(["inspect", str(tmp_path / "x")]) == 0

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import formats
+from formats._identity import find_identity
 from formats.notes import (
     canonical_json,
-    find_identity,
     notes_schema,
     parse_json,
     validate_notes,

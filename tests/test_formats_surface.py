@@ -4,7 +4,7 @@ import inspect
 import pickle
 
 import pytest
-from formats_helpers import run_python
+from formats_helpers import GOLDEN, run_python
 
 import formats
 from formats import errors
@@ -63,3 +63,15 @@ def test_every_exception_is_a_builtin_too_and_survives_pickling(name: str) -> No
 def test_container_errors_form_one_family() -> None:
     for name in ("NotAContainer", "UnsupportedVersion", "Truncated", "Corrupt"):
         assert issubclass(getattr(formats, name), formats.ContainerError)
+
+
+def test_reading_never_compiles_the_writers_tripwires() -> None:
+    """They take 20 ms, which a prediction from a cold start would pay."""
+    code = (
+        "import sys\n"
+        "import formats\n"
+        "formats.open_container(sys.argv[1]).close()\n"
+        "print([name for name in ('formats._identity', 'formats.writer') if name in sys.modules])\n"
+    )
+    result = run_python(code, str(GOLDEN / "valid" / "i8_every_column.hilum"))
+    assert result.stdout == "[]\n", result.stderr
