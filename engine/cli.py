@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from engine.errors import BackboneError, EngineError, ManifestError
-from formats._console import parse_seed as seed
+from formats.console import parse_seed as seed
 
 if TYPE_CHECKING:
     from types import FrameType

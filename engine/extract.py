@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import json
 import signal
 import sys
@@ -11,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import formats
 from engine.cli import (
     EXIT_DONE,
     EXIT_SIGNAL,
@@ -267,7 +267,8 @@ def _about(options: argparse.ArgumentParser, path: str | None) -> dict[str, Any]
     if path is None:
         return None
     try:
-        about = json.loads(_read(path))
+        with formats.open_regular(path) as stream:
+            about = json.load(stream)
     except ValueError as error:
         options.error(f"{path}: not JSON ({error})")
     except OSError as error:
@@ -277,18 +278,12 @@ def _about(options: argparse.ArgumentParser, path: str | None) -> dict[str, Any]
     return about
 
 
-def _read(path: str) -> bytes:
-    """Read a file that somebody named, unless it is a pipe that may never end."""
-    if Path(path).exists() and not Path(path).is_file():
-        raise OSError(errno.EINVAL, "is no regular file")
-    return Path(path).read_bytes()
-
-
 def _secret(options: argparse.ArgumentParser, path: str | None) -> bytes | None:
     if path is None:
         return None
     try:
-        secret = _read(path).strip()
+        with formats.open_regular(path) as stream:
+            secret = stream.read().strip()
     except OSError as error:
         options.error(f"{path}: {error.strerror}")
     if len(secret) < _SECRET_BYTES:

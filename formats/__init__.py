@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from formats._atomic import atomic_write
+    from formats._atomic import atomic_write, open_regular
     from formats.container import SPLITS, Container, open_container
     from formats.convert import export_container, import_container
     from formats.editing import (
@@ -69,6 +69,7 @@ _HOMES = {
     "make_key_pair": "signing",
     "merge_containers": "editing",
     "open_container": "container",
+    "open_regular": "_atomic",
     "preprocessing_digest": "notes",
     "read_head": "head_file",
     "require_signatures": "signing",
@@ -107,6 +108,7 @@ __all__ = [
     "make_key_pair",
     "merge_containers",
     "open_container",
+    "open_regular",
     "preprocessing_digest",
     "read_head",
     "require_signatures",

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from formats import _convert_commands, _edit_commands, _inspect_commands, _sign_commands
-from formats._console import PRIVACY
+from formats.console import PRIVACY
 from formats.errors import EngineError
 
 __all__ = ["PRIVACY", "main"]

@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from formats.errors import WriteError
 
-__all__ = ["atomic_write"]
+__all__ = ["atomic_write", "open_regular"]
 
 
 def atomic_write(path: str | PathLike[str], data: bytes | bytearray | memoryview) -> Path:

@@ -6,8 +6,8 @@ import argparse
 import sys
 from typing import Any
 
-from formats._console import PRIVACY, parse_seed, printable, progress_bar, size_text
 from formats._edit_commands import add_quiet
+from formats.console import PRIVACY, parse_seed, printable, progress_bar, size_text
 from formats.container import open_container
 from formats.convert import export_container, import_container
 

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from formats._console import parse_seed, printable, progress_bar, size_text
 from formats._inspect_commands import describe_container, table_lines
+from formats.console import parse_seed, printable, progress_bar, size_text
 from formats.container import SPLITS, open_container
 from formats.editing import (
     EditReport,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from formats._console import PRIVACY, printable, progress_bar, size_text
+from formats.console import PRIVACY, printable, progress_bar, size_text
 from formats.container import SPLITS, Container, open_container
 from formats.errors import ContainerError
 

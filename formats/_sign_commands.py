@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from formats._atomic import open_regular
-from formats._console import progress_bar
+from formats.console import progress_bar
 from formats.errors import EngineError, SignatureError
 from formats.signing import (
     check_private_key,
