@@ -27,7 +27,7 @@ from engine import features
 from engine.backbone import Backbone
 from engine.errors import EngineError
 from engine.features import extract_features
-from formats.notes import find_identity
+from formats._identity import find_identity
 
 # ---- The values --------------------------------------------------------------------------------
 
