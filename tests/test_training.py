@@ -12,7 +12,7 @@ import naive
 import numpy as np
 import pytest
 
-from engine import optimisation, train, training
+from engine import fitting, optimisation, train, training, work
 from engine import rows as row_source
 from engine.errors import MismatchError, SplitError
 from engine.heads import load_head
@@ -20,6 +20,7 @@ from engine.kernels import heads
 from engine.optimisation import minimise
 from engine.rows import Crew, Feed, Rows, Stopped
 from engine.training import cross_validate, evaluate_head, fit_head
+from engine.work import Work
 from formats import (
     Container,
     ContainerError,
@@ -102,16 +103,16 @@ class Record:
         self.judged = []
         self.calibrated = []
         self.finished = []
-        self._fit, self._calibrate = training._fit, training._calibrate
-        self._logits, self._fit_calibrated = training._Fitted.logits, training._fit_calibrated
-        monkeypatch.setattr(training, "_fit", self.fit)
+        self._fit, self._calibrate = training.fit_weights, training._calibrate
+        self._logits, self._fit_calibrated = training.Fitted.logits, training._fit_calibrated
+        monkeypatch.setattr(training, "fit_weights", self.fit)
         monkeypatch.setattr(training, "_calibrate", self.calibrate)
         monkeypatch.setattr(training, "_fit_calibrated", self.fit_calibrated)
 
         def logits(fitted, features, rows, crew):
             return self.logits(fitted, features, rows, crew)
 
-        monkeypatch.setattr(training._Fitted, "logits", logits)
+        monkeypatch.setattr(training.Fitted, "logits", logits)
 
     def fit(self, data, train, valid, settings, work, **options):
         self.data = data
@@ -227,7 +228,7 @@ def test_marked_valid_rows_stop_the_fit(tmp_path, monkeypatch, kind):
         record = Record(patch)
         stopped = fit_head(container, kind=kind, l2=0.0)
     with monkeypatch.context() as patch:
-        patch.setattr(training._Watch, "gives_up", lambda *_: False)
+        patch.setattr(fitting.Watch, "gives_up", lambda *_: False)
         free = fit_head(container, kind=kind, l2=0.0)
     assert stopped.training["iterations"] < free.training["iterations"] / 4
 
@@ -244,8 +245,8 @@ def test_marked_valid_rows_stop_the_fit(tmp_path, monkeypatch, kind):
         [(_, train, _)] = record.fits
         settings = training._settings(kind, 0.0, 64, "balanced", 0)
         best = stopped.training["iterations"]
-        work = training._Work(Crew(1), 0, lambda *_: None)
-        again = training._fit(record.data, train, None, settings, work, epochs=best)
+        work = Work(Crew(1), 0, lambda *_: None)
+        again = fitting.fit_weights(record.data, train, None, settings, work, epochs=best)
         np.testing.assert_array_equal(again.weights["weight"], stopped.weights["weight"])
 
 
@@ -362,13 +363,13 @@ def test_features_that_do_not_fit_into_memory_give_the_same_bits(
     # Parts of 16 rows, and pieces of 4, so that these rows are many of both.
     monkeypatch.setattr(row_source, "PART_ROWS", 16)
     monkeypatch.setattr(row_source, "PIECE_BYTES", 4 * 4 * X.shape[1])
-    monkeypatch.setattr(training, "_BATCH_ROWS", 4)
-    monkeypatch.setattr(training, "_BATCHES_BYTES", 1)
+    monkeypatch.setattr(fitting, "_BATCH_ROWS", 4)
+    monkeypatch.setattr(fitting, "_BATCHES_BYTES", 1)
     digests, evaluations = set(), set()
     whole = 4 * X.size
     # Everything held; features held but not a standardised copy for each fit; nothing held.
     for budget, threads in [(8 * whole, 1), (8 * whole, 3), (2 * whole, 2), (0, 1), (0, 3)]:
-        for module in (row_source, training):
+        for module in (row_source, training, work):
             monkeypatch.setattr(module, "MEMORY_BYTES", budget)
         read.clear()
         held.clear()

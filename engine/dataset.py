@@ -1,0 +1,367 @@
+"""The rows of one or several containers that are learned from or judged, found sound."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.errors import MismatchError, SplitError
+from engine.pooling import blocks_from_notes
+from engine.rows import Feed, Rows, piece_rows
+from engine.splits import check_groups_apart
+from engine.work import Work
+from formats import SPLITS
+
+if TYPE_CHECKING:
+    from formats import Container
+
+__all__ = [
+    "Dataset",
+    "age_range",
+    "as_containers",
+    "check_marks",
+    "count_sources",
+    "join_about",
+    "learning_rows",
+    "load_rows",
+    "originals_of",
+    "parents_of",
+    "shorten",
+    "sides",
+]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Rows of one or several containers, withdrawn ones left out."""
+
+    containers: tuple[Container, ...]
+    features: Rows
+    labels: NDArray[Any]
+    groups: NDArray[np.int64]
+    splits: NDArray[np.uint8]
+    views: NDArray[np.uint8]
+    rows: NDArray[np.int64]
+    origin: NDArray[np.int64]
+    classes: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def where(self) -> str:
+        """The files, for messages."""
+        return ", ".join(str(container.path) for container in self.containers)
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether each label is decided on its own."""
+        return self.labels.ndim == 2
+
+
+def as_containers(container: Container | Sequence[Container]) -> tuple[Container, ...]:
+    """Return one container or several as several; none is refused."""
+    containers = tuple(container) if isinstance(container, Sequence) else (container,)
+    if not containers:
+        raise SplitError("no container given; expected at least one .hilum file")
+    return containers
+
+
+def _check_alike(containers: Sequence[Container]) -> None:
+    """Refuse containers whose rows do not mean the same."""
+    first = containers[0]
+    for other in containers[1:]:
+        for what, one, two in (
+            ("backbone", first.backbone_digest, other.backbone_digest),
+            ("preprocessing", first.preprocessing_digest, other.preprocessing_digest),
+            ("kind of labels", first.multilabel, other.multilabel),
+            ("classes", ", ".join(first.classes), ", ".join(other.classes)),
+            (
+                "feature blocks",
+                [block.name for block in blocks_from_notes(first.blocks)],
+                [block.name for block in blocks_from_notes(other.blocks)],
+            ),
+            ("feature width", first.dim, other.dim),
+        ):
+            if one != two:
+                raise MismatchError(
+                    f"{first.path} and {other.path} differ in {what}: {shorten(one)} and "
+                    f"{shorten(two)}; expected the same in both; extract both with the same "
+                    "backbone, preprocessing, taps and labels"
+                )
+
+
+def _row_names(
+    container: Container, rows: NDArray[np.int64]
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Return what tells rows apart: digests of their features, and of their keys where they have.
+
+    Of 64 bits and in arrays: sets of a million rows took 300 MB. Two of ten million different rows
+    in each of two containers pass for the same with a probability of 1 in 200,000.
+    """
+
+    def digest(data: Any) -> bytes:
+        return hashlib.blake2b(data, digest_size=8).digest()
+
+    keys = container.sample_keys
+    of_features, of_keys = bytearray(), bytearray()
+    step = piece_rows(container.dim)
+    for start in range(0, len(rows), step):
+        piece = rows[start : start + step]
+        for features in container.read_rows(piece):
+            of_features += digest(features)
+        if keys is not None:
+            for key in keys[piece]:
+                if key.any():
+                    of_keys += digest(key)
+    return np.frombuffer(of_features, np.uint64), np.frombuffer(of_keys, np.uint64)
+
+
+def _check_apart(
+    containers: Sequence[Container], chosen: Sequence[NDArray[np.int64]], work: Work
+) -> None:
+    """Refuse images that are in two containers, where at least one of the two is chosen.
+
+    Patients of two containers are taken for different people, so an image in both would be learned
+    from in one fold and judged in another. Rows that are not chosen, of the test split, count too:
+    they will judge the head.
+    """
+    named = []
+    for number, (container, rows) in enumerate(zip(containers, chosen, strict=True)):
+        work.report(number / len(containers), f"looking for images of {container.path.name}")
+        others = np.setdiff1d(container.rows(), rows)
+        named.append((_row_names(container, rows), _row_names(container, others)))
+    for i, (mine, my_others) in enumerate(named):
+        for j, (theirs, their_others) in enumerate(named[:i]):
+            # An image may be known by its features, its key or both.
+            count = max(
+                len(
+                    np.union1d(
+                        np.intersect1d(mine[kind], np.union1d(theirs[kind], their_others[kind])),
+                        np.intersect1d(theirs[kind], my_others[kind]),
+                    )
+                )
+                for kind in (0, 1)
+            )
+            if count:
+                raise MismatchError(
+                    f"{containers[j].path} and {containers[i].path} have {count} image(s) in "
+                    "common, found by identical features or sample keys; expected different "
+                    "patients in each container, or figures would be too good; leave one of the "
+                    "two out, or extract it again without the images of the other"
+                )
+
+
+def _check_sound(containers: Sequence[Container], features: Rows, work: Work) -> None:
+    """Refuse the same container twice, and damaged ones: opening reads no features."""
+    seen: dict[str, Container] = {}
+    for container in containers:
+        if container.uuid in seen:
+            raise MismatchError(
+                f"{seen[container.uuid].path} and {container.path} are the same container (uuid "
+                f"{container.uuid[:12]}...); its patients would be learned from and judged at "
+                "once; expected different patients in each container; leave one of the two out"
+            )
+        seen[container.uuid] = container
+    n = len(containers)
+    for number, container in enumerate(features.containers):
+        part = work.part(number / n, (number + 1) / n, f"checking {container.path.name}")
+
+        def said(done: int, total: int, part: Work = part) -> None:
+            part.report(done / max(total, 1), "")
+
+        container.verify(said)
+
+
+def _not_finite(features: Rows, work: Work) -> NDArray[np.int64]:
+    """Return the rows with a NaN or an infinity."""
+    feed = Feed(features, np.arange(len(features)))
+    finite = np.empty(len(feed), np.bool_)
+
+    def look(part: int) -> None:
+        for rows, X in feed.pieces(part):
+            np.isfinite(X).all(axis=1, out=finite[rows])
+
+    for part, _ in enumerate(work.crew.map(look, feed.n_parts)):
+        work.report((part + 1) / feed.n_parts, "")
+    return np.flatnonzero(~finite)
+
+
+def _nth(number: int, n: int) -> str:
+    """Name one of the containers given, without its file's name."""
+    return "the container" if n == 1 else f"container {number + 1} of {n}"
+
+
+def shorten(value: object) -> str:
+    """Return a value for a message, a digest by its beginning."""
+    text = str(value)
+    return f"{text[:12]}..." if len(text) == 64 and text.isalnum() else text
+
+
+def load_rows(
+    containers: tuple[Container, ...],
+    features: Rows,
+    choose: Callable[[Container], NDArray[np.int64]],
+    work: Work,
+) -> Dataset:
+    """Choose rows of every container; patients of two containers are never the same."""
+    _check_alike(containers)
+    _check_sound(containers, features, work.part(0.0, 0.5, ""))
+    parts: dict[str, list[NDArray[Any]]] = {
+        key: [] for key in ("labels", "groups", "splits", "views", "rows", "origin")
+    }
+    notes: list[str] = []
+    n_groups = 0
+    for number, container in enumerate(containers):
+        labels = container.labels
+        if labels is None:
+            raise SplitError(
+                f"{container.path}: has no labels, so nothing can be learned or judged; expected "
+                "a label column; extract again with a manifest that has a column named label, or "
+                "with one sub-folder for each class"
+            )
+        rows = choose(container)
+        views = container.views
+        row_views = np.zeros(len(rows), np.uint8) if views is None else views[rows]
+        groups = container.groups
+        if groups is not None:
+            row_groups = groups[rows].astype(np.int64)
+        elif row_views.any():
+            raise SplitError(
+                f"{container.path}: has augmented views but no patients, so views of one image "
+                "could fall on both sides of a split; extract again with a patient column"
+            )
+        else:
+            row_groups = rows
+            notes.append(
+                # Notes travel with the head: a file's name may be a person's.
+                f"{_nth(number, len(containers))} has no patients: every row was taken for another "
+                "patient; if some patients have several images, figures are too good"
+            )
+        parts["labels"].append(labels[rows])
+        parts["groups"].append(row_groups + n_groups)
+        n_groups += int(row_groups.max(initial=-1)) + 1
+        splits = container.splits
+        parts["splits"].append(np.zeros(len(rows), np.uint8) if splits is None else splits[rows])
+        parts["views"].append(row_views)
+        parts["rows"].append(rows)
+        parts["origin"].append(np.full(len(rows), number, np.int64))
+    joined = {key: np.concatenate(arrays) for key, arrays in parts.items()}
+    if len(containers) > 1:
+        _check_apart(features.containers, parts["rows"], work.part(0.5, 0.8, "checking"))
+        notes.append(
+            "patients of different containers were taken for different people; if some are in "
+            "several, figures are too good"
+        )
+    features.choose(joined["rows"], joined["origin"], work.crew)
+    bad = _not_finite(features, work.part(0.8, 1.0, "checking features"))
+    if len(bad):
+        path = containers[joined["origin"][bad[0]]].path
+        raise SplitError(
+            f"{path}: row {joined['rows'][bad[0]]} (and {len(bad) - 1} more) has features that "
+            "are NaN or infinite; expected finite ones; extract the features again"
+        )
+    labels = joined["labels"]
+    return Dataset(
+        containers=containers,
+        features=features,
+        labels=labels.astype(np.int8 if labels.ndim == 2 else np.int64),
+        groups=joined["groups"],
+        splits=joined["splits"],
+        views=joined["views"],
+        rows=joined["rows"],
+        origin=joined["origin"],
+        classes=containers[0].classes,
+        notes=tuple(notes),
+    )
+
+
+def check_marks(container: Container) -> None:
+    """Refuse a patient on two sides; rows that are not marked are learned from like train."""
+    splits, groups = container.splits, container.groups
+    if splits is None or groups is None:
+        return
+    rows = container.rows()
+    side_of_mark = np.array([0, 0, 1, 2], np.int64)
+    check_groups_apart(
+        groups[rows].astype(np.int64),
+        side_of_mark[splits[rows]],
+        ("train or not marked", "valid", "test"),
+        where=str(container.path),
+    )
+
+
+def learning_rows(container: Container) -> NDArray[np.int64]:
+    """Return the rows that are not marked test."""
+    check_marks(container)
+    if container.splits is None:
+        return container.rows()
+    return container.rows(("none", "train", "valid"))
+
+
+def sides(data: Dataset) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
+    """Return the rows to learn from and the rows marked valid, None without any."""
+    marked = data.splits == SPLITS.index("valid")
+    return np.flatnonzero(~marked), np.flatnonzero(marked) if marked.any() else None
+
+
+def age_range(data: Dataset, rows: NDArray[np.int64]) -> list[int] | None:
+    """Return the youngest and oldest age learned from: of the rows, else of the notes."""
+    low: list[int] = []
+    for number, container in enumerate(data.containers):
+        ages = container.ages
+        own = data.rows[rows[data.origin[rows] == number]]
+        known = ages[own][ages[own] != 255] if ages is not None else np.empty(0, np.uint8)
+        if len(known):
+            low += [int(known.min()), int(known.max())]
+        else:
+            low += container.notes.get("about", {}).get("age_range_years", [])
+    return [min(low), max(low)] if low else None
+
+
+def count_sources(data: Dataset, rows: NDArray[np.int64]) -> dict[str, dict[str, int]]:
+    """Return rows by source and class: a class that comes from one source is learned as such."""
+    table: dict[str, dict[str, int]] = {}
+    for number, container in enumerate(data.containers):
+        sources = container.sources
+        if sources is None:
+            continue
+        own = rows[data.origin[rows] == number]
+        for value in np.unique(sources[data.rows[own]]):
+            names = container.sources_names
+            name = names[value] if value < len(names) else f"source {value}"
+            labels = data.labels[own[sources[data.rows[own]] == value]]
+            line = table.setdefault(name, dict.fromkeys(data.classes, 0))
+            for c, class_name in enumerate(data.classes):
+                line[class_name] += int(
+                    (labels[:, c] == 1 if labels.ndim == 2 else labels == c).sum()
+                )
+    return table
+
+
+def parents_of(container: Container) -> list[str]:
+    """Return the uuids of the containers it was made from."""
+    return list(container.notes.get("derived_from", ()))
+
+
+def join_about(containers: Sequence[Container]) -> dict[str, Any]:
+    """Return what the containers say of themselves; differing texts are joined."""
+    about: dict[str, Any] = {}
+    for container in containers:
+        for key, value in container.notes.get("about", {}).items():
+            if key == "age_range_years":
+                continue
+            if key not in about:
+                about[key] = value
+            elif value not in str(about[key]).split("; "):
+                about[key] = f"{about[key]}; {value}"
+    return about
+
+
+def originals_of(data: Dataset, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Leave augmented views out: they never judge."""
+    originals: NDArray[np.int64] = rows[data.views[rows] == 0]
+    return originals
