@@ -548,7 +548,7 @@ def test_a_strangers_container_brings_none_into_another(
     stranger, out = tmp_path / "stranger.hilum", tmp_path / "out"
     out.mkdir()
     with monkeypatch.context() as patch:
-        patch.setattr("formats.notes.find_identity", lambda *_, **__: None)
+        patch.setattr("formats._identity.find_identity", lambda *_, **__: None)
         formats.write_container(
             stranger,
             np.arange(16).reshape(4, 4),
