@@ -6,12 +6,17 @@ of cross-validation.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "METHODS",
+    "Calibration",
     "choose_threshold",
     "choose_thresholds",
     "entropy_weights",
@@ -19,9 +24,122 @@ __all__ = [
     "mean_entropy",
 ]
 
+#: How logits become probabilities that mean what they say.
+METHODS = ("none", "temperature", "isotonic")
+
 # A temperature outside says that the rows are too few or perfectly separated; it would turn
 # probabilities into 0/1 or into nothing.
 _COLDEST, _HOTTEST = 0.05, 20.0
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How the logits of a head become probabilities.
+
+    Attributes
+    ----------
+    method : {"none", "temperature", "isotonic"}
+        Softmax or sigmoid of the logits as they are; of the logits divided by the temperature; or
+        that, and then for each class a step function that only rises.
+    temperature : float
+        Between 0.05 and 20; 1 without calibration.
+    knots : tuple of (x, y)
+        With ``"isotonic"`` one pair for each class: probabilities after the temperature,
+        ascending, and what they become; linear between, constant outside.
+    """
+
+    method: str = "none"
+    temperature: float = 1.0
+    knots: tuple[tuple[tuple[float, ...], tuple[float, ...]], ...] = ()
+
+    def apply(self, logits: NDArray[np.float64], *, multilabel: bool) -> NDArray[np.float64]:
+        """Turn logits into probabilities.
+
+        Parameters
+        ----------
+        logits : float64 (n, k)
+            Left as they are.
+        multilabel : bool
+            Sigmoid of each instead of softmax over all.
+
+        Returns
+        -------
+        float64 (n, k)
+            Probabilities; of softmax, rows sum to 1.
+        """
+        z = logits / self.temperature
+        if multilabel:
+            probabilities = np.exp(-np.logaddexp(0.0, -z))
+        else:
+            z -= z.max(axis=1, keepdims=True, initial=-math.inf)
+            probabilities = np.exp(z)
+            probabilities /= probabilities.sum(axis=1, keepdims=True)
+        for c, (x, y) in enumerate(self.knots):
+            probabilities[:, c] = np.interp(probabilities[:, c], x, y)
+        if self.knots and not multilabel:
+            total = probabilities.sum(axis=1, keepdims=True)
+            k = probabilities.shape[1]
+            probabilities = np.where(total > 0.0, probabilities / np.maximum(total, 1e-300), 1 / k)
+        return probabilities
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what a head file holds."""
+        return {
+            "method": self.method,
+            "temperature": self.temperature,
+            "knots": [[list(x), list(y)] for x, y in self.knots],
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any], n_classes: int) -> Calibration:
+        """Read what `to_json` gave.
+
+        Parameters
+        ----------
+        value : mapping
+            From a head file.
+        n_classes : int
+            Number of classes k.
+
+        Returns
+        -------
+        Calibration
+            Checked.
+
+        Raises
+        ------
+        ValueError
+            It is no calibration of so many classes.
+        """
+        method, temperature = value.get("method"), value.get("temperature")
+        if method not in METHODS:
+            raise ValueError(f"calibration is {method!r}; expected one of {', '.join(METHODS)}")
+        if not isinstance(temperature, (int, float)) or not _is_number(temperature):
+            temperature = 0.0
+        if temperature <= 0:
+            raise ValueError(f"temperature is {temperature!r}; expected a positive number")
+        knots = value.get("knots", [])
+        wanted = n_classes if method == "isotonic" else 0
+        if not isinstance(knots, list) or len(knots) != wanted:
+            raise ValueError(f"calibration {method!r} needs knots of {wanted} classes")
+        read = []
+        for pair in knots:
+            if not isinstance(pair, list) or len(pair) != 2:
+                raise ValueError("each class needs two lists of knots")
+            x, y = (tuple(side) if isinstance(side, list) else () for side in pair)
+            rising = all(
+                _is_number(a) and _is_number(b) and 0.0 <= a <= b <= 1.0
+                for side in (x, y)
+                for a, b in zip(side, side[1:] or side, strict=False)
+            )
+            if not x or len(x) != len(y) or not rising:
+                raise ValueError("knots must be as many and rising, from 0 to 1")
+            read.append((tuple(map(float, x)), tuple(map(float, y))))
+        return cls(method, float(temperature), tuple(read))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def entropy_weights(labels: NDArray[Any], n_classes: int, *, balanced: bool) -> NDArray[np.float64]:

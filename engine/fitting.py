@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.calibration import entropy_weights, fit_temperature, mean_entropy
+from engine.calibration import Calibration, entropy_weights, fit_temperature, mean_entropy
 from engine.dataset import Dataset
 from engine.heads import network_logits
 from engine.optimisation import minimise
@@ -61,9 +61,8 @@ class Fitted:
     mean: NDArray[np.float32]
     scale: NDArray[np.float32]
     iterations: int
-    temperature: float = 1.0
+    calibration: Calibration = field(default_factory=Calibration)
     thresholds: tuple[float, ...] = ()
-    calibrated: bool = False
     notes: list[str] = field(default_factory=list)
 
     def logits(self, features: Rows, rows: NDArray[np.int64], crew: Crew) -> NDArray[np.float64]:

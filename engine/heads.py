@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.calibration import Calibration
 from engine.errors import HeadFileError, MismatchError
 from engine.metrics import decide
+from engine.ood import OodModel
 from engine.pooling import Block, blocks_from_notes, blocks_to_notes, feature_width
 from formats import canonical_json, preprocessing_digest, read_head, write_head
 
@@ -27,7 +29,8 @@ __all__ = ["KINDS", "TASKS", "Head", "load_head"]
 KINDS = ("linear", "mlp")
 TASKS = ("softmax", "multilabel")
 _FORMAT = "hilum-head"
-_VERSION = 1
+# Version 1 had a temperature and no memory of its training images.
+_VERSION = 2
 # Classes whose largest is up to this many times the smallest pass for equally frequent.
 _MOST_EQUAL = 1.5
 
@@ -51,9 +54,9 @@ class Head:
         ``hidden.weight`` (h, d) and ``hidden.bias`` (h,).
     mean, scale : float32 (d,)
         Standardisation of the training rows; scale is positive.
-    temperature : float
-        Logits are divided by it before they become probabilities, which are those of a population
-        with the class frequencies that ``training["prevalence"]`` names.
+    calibration : Calibration
+        How logits become probabilities, which are those of a population with the class
+        frequencies that ``training["prevalence"]`` names.
     thresholds : tuple of float
         One per class, or empty; see `engine.metrics.decide`.
     backbone, backbone_digest : str
@@ -71,6 +74,8 @@ class Head:
         As `engine.metrics.Evaluation.to_json`, with the protocol they were found by.
     about : dict
         Title, attribution, licence and the like of the data it learned from.
+    ood : OodModel or None
+        Tells pictures unlike the training images; heads of earlier releases have none.
     """
 
     name: str
@@ -80,7 +85,7 @@ class Head:
     weights: dict[str, NDArray[np.float32]] = field(repr=False)
     mean: NDArray[np.float32] = field(repr=False)
     scale: NDArray[np.float32] = field(repr=False)
-    temperature: float
+    calibration: Calibration
     thresholds: tuple[float, ...]
     backbone: str
     backbone_digest: str
@@ -90,6 +95,7 @@ class Head:
     training: dict[str, Any] = field(repr=False)
     metrics: dict[str, Any] = field(repr=False)
     about: dict[str, Any] = field(repr=False)
+    ood: OodModel | None = field(default=None, repr=False)
 
     @property
     def multilabel(self) -> bool:
@@ -107,7 +113,7 @@ class Head:
         return digest.hexdigest()
 
     def logits(self, X: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Return logits before temperature.
+        """Return logits before calibration.
 
         Parameters
         ----------
@@ -124,6 +130,26 @@ class Head:
         MismatchError
             X has another width.
         """
+        return network_logits(self.standardise(X), self.weights)
+
+    def standardise(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Take the mean of the training rows off, and divide by their spread.
+
+        Parameters
+        ----------
+        X : float32 (n, d)
+            Feature vectors in this head's layout.
+
+        Returns
+        -------
+        float32 (n, d)
+            What the weights and `ood` take.
+
+        Raises
+        ------
+        MismatchError
+            X has another width.
+        """
         from engine.kernels.heads import standardise
 
         X = np.asarray(X, np.float32)
@@ -134,7 +160,7 @@ class Head:
             )
         standard = np.empty(X.shape, np.float32)
         standardise(X, self.mean, self.scale, standard)
-        return network_logits(standard, self.weights)
+        return standard
 
     def probabilities(self, X: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return probabilities, calibrated for the frequencies of ``training["prevalence"]``.
@@ -149,7 +175,7 @@ class Head:
         float64 (n, k)
             Rows sum to 1 for softmax.
         """
-        return to_probabilities(self.logits(X), self.temperature, multilabel=self.multilabel)
+        return self.calibration.apply(self.logits(X), multilabel=self.multilabel)
 
     def answer(self, probabilities: NDArray[np.float64]) -> dict[str, Any]:
         """Put the probabilities of one image into the words of ``engine.predict``.
@@ -265,6 +291,8 @@ class Head:
     def _stored(self) -> tuple[dict[str, NDArray[np.float32]], dict[str, Any]]:
         """Return tensors and metadata of the file."""
         tensors = {**self.weights, "mean": self.mean, "scale": self.scale}
+        if self.ood is not None:
+            tensors.update({f"ood.{key}": array for key, array in self.ood.tensors.items()})
         metadata = {
             "format": _FORMAT,
             "version": _VERSION,
@@ -272,7 +300,7 @@ class Head:
             "kind": self.kind,
             "task": self.task,
             "classes": list(self.classes),
-            "temperature": self.temperature,
+            "calibration": self.calibration.to_json(),
             "thresholds": list(self.thresholds),
             "backbone": self.backbone,
             "backbone_digest": self.backbone_digest,
@@ -282,6 +310,7 @@ class Head:
             "training": self.training,
             "metrics": self.metrics,
             "about": self.about,
+            "ood": None if self.ood is None else self.ood.to_json(),
         }
         return tensors, metadata
 
@@ -339,41 +368,12 @@ def network_logits(
     return out
 
 
-def to_probabilities(
-    logits: NDArray[np.float64], temperature: float, *, multilabel: bool
-) -> NDArray[np.float64]:
-    """Turn logits into probabilities.
-
-    Parameters
-    ----------
-    logits : float64 (n, k)
-        Left as they are.
-    temperature : float
-        Divides the logits.
-    multilabel : bool
-        Sigmoid of each instead of softmax over all.
-
-    Returns
-    -------
-    float64 (n, k)
-        Probabilities.
-    """
-    from engine.kernels import heads as kernels
-
-    z = logits / temperature
-    if multilabel:
-        kernels.sigmoid(z)
-    else:
-        kernels.softmax(z)
-    return z
-
-
 _FIELDS: dict[str, type | tuple[type, ...]] = {
     "name": str,
     "kind": str,
     "task": str,
     "classes": list,
-    "temperature": (int, float),
+    "calibration": dict,
     "thresholds": list,
     "backbone": str,
     "backbone_digest": str,
@@ -435,11 +435,26 @@ def load_head(path: str | PathLike[str]) -> Head:
     classes = tuple(metadata["classes"])
     if not all(isinstance(name, str) for name in classes) or len(set(classes)) != len(classes):
         raise HeadFileError(path, f"classes {classes!r} are not distinct names; {cure}")
-    _check_tensors(path, tensors, metadata["kind"], len(classes), feature_width(blocks))
-    numbers = [metadata["temperature"], *metadata["thresholds"]]
+    d = feature_width(blocks)
+    own = {key: array for key, array in tensors.items() if not key.startswith("ood.")}
+    _check_tensors(path, own, metadata["kind"], len(classes), d)
+    try:
+        calibration = Calibration.from_json(metadata["calibration"], len(classes))
+    except ValueError as error:
+        raise HeadFileError(path, f"calibration: {error}; {cure}") from error
+    ood = None
+    try:
+        if metadata.get("ood") is not None:
+            others = {key[4:]: array for key, array in tensors.items() if key not in own}
+            ood = OodModel.from_file(others, metadata["ood"], d)
+        elif len(own) != len(tensors):
+            raise ValueError("there are tensors, and nothing says what they are")
+    except (ValueError, AttributeError) as error:
+        raise HeadFileError(path, f"out-of-distribution statistics: {error}; {cure}") from error
+    numbers = list(metadata["thresholds"])
     plain = all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in numbers)
-    if not plain or not all(math.isfinite(x) for x in numbers) or numbers[0] <= 0:
-        raise HeadFileError(path, f"temperature and thresholds are {numbers!r}; {cure}")
+    if not plain or not all(math.isfinite(x) for x in numbers):
+        raise HeadFileError(path, f"thresholds are {numbers!r}; {cure}")
     if len(metadata["thresholds"]) not in (0, len(classes)):
         raise HeadFileError(
             path,
@@ -458,10 +473,10 @@ def load_head(path: str | PathLike[str]) -> Head:
         kind=metadata["kind"],
         task=metadata["task"],
         classes=classes,
-        weights={key: tensor for key, tensor in tensors.items() if key not in ("mean", "scale")},
+        weights={key: tensor for key, tensor in own.items() if key not in ("mean", "scale")},
         mean=tensors["mean"],
         scale=tensors["scale"],
-        temperature=float(metadata["temperature"]),
+        calibration=calibration,
         thresholds=tuple(float(value) for value in metadata["thresholds"]),
         backbone=metadata["backbone"],
         backbone_digest=metadata["backbone_digest"],
@@ -471,6 +486,7 @@ def load_head(path: str | PathLike[str]) -> Head:
         training=metadata["training"],
         metrics=metadata["metrics"],
         about=metadata["about"],
+        ood=ood,
     )
 
 

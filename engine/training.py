@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.calibration import choose_thresholds, fit_temperature
+from engine.calibration import Calibration, choose_thresholds, fit_temperature
 from engine.dataset import (
     Dataset,
     age_range,
@@ -55,8 +55,9 @@ from engine.dataset import (
 )
 from engine.errors import MismatchError, SplitError
 from engine.fitting import Fitted, Settings, fit_weights
-from engine.heads import KINDS, Head, to_probabilities
+from engine.heads import KINDS, Head
 from engine.metrics import Evaluation, decide, evaluate_predictions
+from engine.ood import fit_ood
 from engine.pooling import blocks_from_notes
 from engine.rows import MEMORY_BYTES, Crew, Feed, Rows
 from engine.splits import check_classes, class_groups, grouped_folds, grouped_holdout
@@ -88,9 +89,9 @@ def _calibrate(
     fitted: Fitted, logits: NDArray[np.float64], labels: NDArray[Any], settings: Settings
 ) -> None:
     """Set temperature and thresholds from predictions the weights have not learned from."""
-    fitted.calibrated = True
-    fitted.temperature = fit_temperature(logits, labels, balanced=settings.balanced)
-    probabilities = to_probabilities(logits, fitted.temperature, multilabel=labels.ndim == 2)
+    temperature = fit_temperature(logits, labels, balanced=settings.balanced)
+    fitted.calibration = Calibration("temperature", temperature)
+    probabilities = fitted.calibration.apply(logits, multilabel=labels.ndim == 2)
     fitted.thresholds = choose_thresholds(probabilities, labels)
 
 
@@ -151,8 +152,8 @@ def _fit_calibrated(
         )
         if carved or len(judge) == 0:
             return fitted, None
-        probabilities = to_probabilities(
-            fitted.logits(data.features, judge, work.crew), 1.0, multilabel=data.multilabel
+        probabilities = fitted.calibration.apply(
+            fitted.logits(data.features, judge, work.crew), multilabel=data.multilabel
         )
         return fitted, _Judged(
             judge, probabilities, "rows marked valid; nothing was fitted or calibrated by them"
@@ -161,14 +162,13 @@ def _fit_calibrated(
     fitted = fit_weights(data, rest, judge, settings, work.part(0.0, share, "fit"))
     logits = fitted.logits(data.features, judge, work.crew)
     _calibrate(fitted, logits, data.labels[judge], settings)
-    probabilities = to_probabilities(logits, fitted.temperature, multilabel=data.multilabel)
+    probabilities = fitted.calibration.apply(logits, multilabel=data.multilabel)
     protocol = "rows marked valid"
     if carved:
         again = fit_weights(
             data, train, None, settings, work.part(share, 1.0, "again"), epochs=fitted.iterations
         )
-        again.temperature, again.thresholds = fitted.temperature, fitted.thresholds
-        again.calibrated = True
+        again.calibration, again.thresholds = fitted.calibration, fitted.thresholds
         fitted = again
         protocol = "a held-out tenth of the patients, by weights that had not seen them"
     protocol += "; they also ended the fit and set the calibration, so slightly too good"
@@ -209,7 +209,7 @@ def _fit_cross_calibrated(
     else:
         fitted.notes.append(too_few)
         protocol += "probabilities are not calibrated"
-    probabilities = to_probabilities(logits, fitted.temperature, multilabel=data.multilabel)
+    probabilities = fitted.calibration.apply(logits, multilabel=data.multilabel)
     return fitted, _Judged(judge, probabilities, protocol)
 
 
@@ -306,10 +306,7 @@ def _cross_validate(
     rows = np.concatenate([judge for judge, _, _ in results])
     logits = np.concatenate([part for _, part, _ in results])
     probabilities = np.concatenate(
-        [
-            to_probabilities(part, fitted.temperature, multilabel=data.multilabel)
-            for _, part, fitted in results
-        ]
+        [fitted.calibration.apply(part, multilabel=data.multilabel) for _, part, fitted in results]
     )
     sizes = np.cumsum([len(judge) for judge, _, _ in results])[:-1]
     decisions = np.concatenate(
@@ -339,7 +336,7 @@ def _cross_validate(
         f"{folds}-fold cross-validation, stratified and grouped by patient; everything fitted "
         "inside the folds; out-of-fold predictions pooled"
     )
-    plain = sum(not fitted.calibrated for _, _, fitted in results)
+    plain = sum(fitted.calibration.method == "none" for _, _, fitted in results)
     if plain:
         protocol += f"; probabilities not calibrated in {plain} of {folds} folds"
     return _CrossValidation(rows, logits, evaluation, max(iterations, 1), protocol)
@@ -496,10 +493,8 @@ def _fit_head(
             split = "train"
             protocol = "the training rows themselves: says nothing about other patients; use --cv"
             rows = originals_of(data, learned)
-            probabilities = to_probabilities(
-                fitted.logits(data.features, rows, crew),
-                fitted.temperature,
-                multilabel=data.multilabel,
+            probabilities = fitted.calibration.apply(
+                fitted.logits(data.features, rows, crew), multilabel=data.multilabel
             )
         else:
             rows, probabilities, protocol = judged.rows, judged.probabilities, judged.protocol
@@ -546,6 +541,13 @@ def _fit_head(
         "software": {"hilum": _software()},
         "notes": list(dict.fromkeys([*data.notes, *fitted.notes])),
     }
+    ood = None
+    if len(originals) >= 20:
+        some = originals[np.random.default_rng(settings.seed).permutation(len(originals))[:5000]]
+        some.sort()
+        feed = Feed(data.features, some, fitted.mean, fitted.scale)
+        X = feed.take(np.arange(len(some)))
+        ood = fit_ood(X, data.groups[some], seed=settings.seed)
     head = Head(
         name=name or first.path.stem,
         kind=kind,
@@ -554,7 +556,7 @@ def _fit_head(
         weights=fitted.weights,
         mean=fitted.mean,
         scale=fitted.scale,
-        temperature=fitted.temperature,
+        calibration=fitted.calibration,
         thresholds=fitted.thresholds,
         backbone=first.backbone,
         backbone_digest=first.backbone_digest,
@@ -564,6 +566,7 @@ def _fit_head(
         training=training,
         metrics=metrics,
         about=join_about(containers),
+        ood=ood,
     )
     course.say(math.inf, "head")
     return head

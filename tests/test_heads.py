@@ -9,6 +9,7 @@ import naive
 import numpy as np
 import pytest
 
+from engine.calibration import Calibration
 from engine.errors import HeadFileError, MismatchError
 from engine.heads import Head, load_head
 from engine.pooling import Block
@@ -38,7 +39,7 @@ def make_head(kind="linear", classes=("normal", "viral", "bacterial"), task="sof
         weights={name: array.astype(np.float32) for name, array in weights.items()},
         mean=rng.normal(size=d).astype(np.float32),
         scale=rng.uniform(0.5, 2, d).astype(np.float32),
-        temperature=1.7,
+        calibration=Calibration("temperature", 1.7),
         thresholds=(),
         backbone="net",
         backbone_digest="a" * 64,
@@ -164,7 +165,7 @@ def test_the_digest_covers_weights_and_metadata():
     digests = {
         head.digest,
         replace(head, weights=weights).digest,
-        replace(head, temperature=1.6).digest,
+        replace(head, calibration=Calibration("temperature", 1.6)).digest,
         replace(head, classes=("normal", "viral", "other")).digest,
     }
     assert len(digests) == 4

@@ -18,7 +18,7 @@ FLOORS = [
     {"engine.picture"},
     {"engine.dicom"},
     {"engine.images", "engine.backbone", "engine.splits", "engine.metrics",
-     "engine.calibration", "engine.manifest", "engine.models"},
+     "engine.calibration", "engine.manifest", "engine.models", "engine.ood"},
     {"engine.optimisation", "engine.pooling", "engine.heads", "engine.rows", "engine.work"},
     {"engine.dataset"},
     {"engine.fitting"},

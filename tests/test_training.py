@@ -303,7 +303,7 @@ def test_probabilities_of_a_rare_class_mean_what_the_head_says(tmp_path, seed, m
     p = equal.probabilities(new)[:, -1]
     assert equal.training["prevalence"] == "equal"
     # Unweighted, the temperature was 1.4 to 1.5 here and the error 0.035.
-    assert equal.temperature == pytest.approx(1.0, abs=0.12)
+    assert equal.calibration.temperature == pytest.approx(1.0, abs=0.12)
     weights = 1.0 / np.bincount(truth)[truth]
     assert (weights * p).sum() / 2 == pytest.approx(0.5, abs=0.02)
     assert naive.calibration_error(p, truth == 1, weights) < 0.025
@@ -455,7 +455,7 @@ def test_test_rows_are_never_touched(tmp_path):
     for cv in (None, 3):
         first, second = (fit_head(c, cv=cv) for c in (one, other))
         assert np.array_equal(first.weights["weight"], second.weights["weight"])
-        assert first.temperature == second.temperature
+        assert first.calibration.temperature == second.calibration.temperature
 
 
 def test_withdrawn_rows_are_left_out(tmp_path):
@@ -756,7 +756,7 @@ def test_few_rows_are_fitted_without_calibration(tmp_path):
     for kind in ("linear", "mlp"):
         container = make_container(tmp_path / f"{kind}.hilum", X, labels, groups)
         head = fit_head(container, kind=kind, hidden=4)
-        assert head.temperature == 1.0
+        assert head.calibration.temperature == 1.0
         assert head.metrics["split"] == ("held out" if kind == "linear" else "train")
         assert head.metrics["n_rows"] == 12
         assert any("too few to" in note for note in head.training["notes"])
@@ -783,7 +783,7 @@ def test_the_protocol_says_how_many_inner_fits_there_were_and_whether_they_calib
     assert "set the calibration" in head.metrics["protocol"]
     few = make_container(tmp_path / "f.hilum", *few_patients((4, 4, 2)))
     head = fit_head(few)
-    assert head.temperature == 1.0
+    assert head.calibration.temperature == 1.0
     assert "one of 2 inner fits" in head.metrics["protocol"]
     assert head.metrics["protocol"].endswith("probabilities are not calibrated")
     assert "with 2 patient(s) in the smallest class" in head.training["notes"][0]
@@ -812,7 +812,7 @@ def test_a_cross_validation_calibrates_by_enough_rows_only(tmp_path, kind):
     container = make_container(tmp_path / f"{kind}.hilum", *few_patients((8, 2), 1)[:2],
                                classes=("a", "b"))  # fmt: skip
     head = fit_head(container, kind=kind, hidden=4, cv=2)
-    assert (head.temperature, head.thresholds) == (1.0, ())
+    assert (head.calibration.temperature, head.thresholds) == (1.0, ())
     assert head.metrics["protocol"].endswith("probabilities not calibrated in 2 of 2 folds")
     assert any("are 10 images" in note for note in head.training["notes"])
     assert any("too few to" in note for note in head.metrics["notes"])
@@ -822,7 +822,7 @@ def test_a_cross_validation_calibrates_by_enough_rows_only(tmp_path, kind):
 
 def test_a_cross_validation_of_enough_rows_calibrates(container):
     head = fit_head(container, cv=3)
-    assert head.temperature != 1.0
+    assert head.calibration.temperature != 1.0
     assert head.metrics["protocol"].endswith("out-of-fold predictions pooled")
 
 
@@ -832,7 +832,7 @@ def test_a_few_valid_rows_still_judge(tmp_path):
     for kind in ("linear", "mlp"):
         container = make_container(tmp_path / f"{kind}.hilum", X, labels, groups, split=splits)
         head = fit_head(container, kind=kind, hidden=4)
-        assert head.temperature == 1.0
+        assert head.calibration.temperature == 1.0
         assert (head.metrics["split"], head.metrics["n_rows"]) == ("valid", (groups < 6).sum())
 
 
