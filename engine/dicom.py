@@ -27,84 +27,50 @@ of pydicom, which quote values, are not chained.
 from __future__ import annotations
 
 import math
-import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from io import BytesIO
+from collections.abc import Collection
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.errors import ImageError, Refused
-from engine.picture import (
-    MAX_PIXELS,
-    Picture,
-    check_size,
-    finish_picture,
-    look_up,
-    quiet_decoders,
-    scale_to_8_bits,
-    sniff,
+from engine.dicom_file import (
+    ImageHeader,
+    as_list,
+    check_header,
+    explain_no_pixels,
+    parse_dicom,
+    read_code,
+    read_first_frame,
+    read_value,
+    syntax_name,
 )
+from engine.dicom_kind import ACCEPTED_MODALITIES, check_kind, check_subject, describe
+from engine.errors import ImageError
+from engine.picture import Picture, finish_picture, look_up, quiet_decoders, scale_to_8_bits
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 __all__ = ["ACCEPTED_MODALITIES", "read_dicom"]
 
-ACCEPTED_MODALITIES = ("CR", "DX", "RF")
-"""Modalities (0008,0060) of projection radiographs; a file that names none is read too."""
-
-# Storage classes (PS3.4 section B.5) a file without Modality may have: CR, DX for presentation
-# and processing, RF, and secondary capture.
-_ACCEPTED_CLASSES = (
-    "1.2.840.10008.5.1.4.1.1.1",
-    "1.2.840.10008.5.1.4.1.1.1.1",
-    "1.2.840.10008.5.1.4.1.1.1.1.1",
-    "1.2.840.10008.5.1.4.1.1.12.2",
-    "1.2.840.10008.5.1.4.1.1.7",
-)
-
-# The commonest other ones of PS3.3 section C.7.3.1.1.1.
-_OTHER_MODALITIES = (
-    *("AU", "BMD", "CT", "DOC", "ECG", "ES", "GM", "HC", "IO", "IVUS", "KO", "MG", "MR", "NM"),
-    *("OP", "OPT", "OT", "PLAN", "PR", "PT", "PX", "REG", "RTDOSE", "RTIMAGE", "RTPLAN"),
-    *("RTSTRUCT", "SC", "SEG", "SM", "SR", "US", "XA", "XC"),
-)
-
-_MAX_INFLATED_BYTES = 8 * MAX_PIXELS
-
-_DEFLATED = "1.2.840.10008.1.2.1.99"
-_JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
-_RLE = "1.2.840.10008.1.2.5"
-_IMPLICIT_LITTLE = "1.2.840.10008.1.2"
-_EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
-_EXPLICIT_BIG = "1.2.840.10008.1.2.2"
-
-# ViewPosition (0018,5101), PS3.3 section C.8.7.1.1.3 and C.8.11.5.1; decubitus and oblique views
-# are "other".
-_PROJECTIONS = {"PA": "PA", "AP": "AP", "LL": "lateral", "RL": "lateral", "LATERAL": "lateral"}
-_PROJECTIONS |= {"LAT": "lateral", "LLAT": "lateral", "RLAT": "lateral"}
-
-# ViewCodeSequence (0054,0220), PS3.16 CID 4010: SNOMED CT and the SNOMED-RT codes before it.
-_VIEW_CODES = {
-    **dict.fromkeys(("399348003", "R-10206"), "AP"),
-    **dict.fromkeys(("272479007", "R-10214", "R-40888"), "PA"),
-    **dict.fromkeys(("399067008", "R-102CD"), "lateral"),
-    **dict.fromkeys(("399173006", "R-10236", "399198007", "R-10232"), "lateral"),
-}
+# A table has 65,536 entries at most (C.11.1.1); no list of windows is longer than this text.
+_MAX_TABLE_BYTES = 2 * 65536 + 2
+_MAX_TEXT_BYTES = 4096
 
 
-def read_dicom(path: str | PathLike[str]) -> Picture:
+def read_dicom(path: str | PathLike[str], *, allow: Collection[str] = ()) -> Picture:
     """Read a DICOM radiograph as a viewer would show it; the module says in which order.
 
     Parameters
     ----------
     path : str or PathLike
         The file, with or without preamble and file meta information.
+    allow : collection of str, optional
+        Reasons of refusal that are set aside, each told in ``about["allowed"]``: any below but
+        ``no_pixels``, ``not_an_image`` and ``unsupported_transfer_syntax``, where there is nothing
+        to read; other words have no effect. Of several frames the first is read.
 
     Returns
     -------
@@ -112,29 +78,28 @@ def read_dicom(path: str | PathLike[str]) -> Picture:
         ``pixels`` uint8 ``(rows, columns)``; ``about`` may hold ``modality``, ``photometric``,
         ``transfer_syntax`` (name), ``presentation_intent``, ``body_part`` (``"chest"`` or
         ``"other"``), ``projection`` (``"PA"``, ``"AP"``, ``"lateral"`` or ``"other"``),
-        ``grayscale`` (what step 3 used) and ``notes``.
+        ``grayscale`` (what step 3 used), ``allowed`` and ``notes``.
 
     Raises
     ------
     ImageError
         The file is missing, damaged, or lacks what its picture cannot be shown without.
     Refused
-        ``unsupported_modality``, ``no_pixels``, ``multi_frame``, ``unsupported_transfer_syntax``,
-        ``too_small`` or ``blank``.
+        By what the header says it is, in this order: ``own_result``, ``annotation``,
+        ``not_an_image``, ``unsupported_modality``, ``no_pixels``, ``body_part``, ``lateral``; by
+        its pixels: ``multi_frame``, ``unsupported_transfer_syntax``, ``too_small`` or ``blank``.
     """
     file = Path(path)
     try:
-        with quiet_decoders():
-            return _read(file)
+        with quiet_decoders(), file.open("rb") as stream:
+            return _read(file, stream, frozenset(allow))
     except ImageError:
         raise
     except MemoryError:
         raise ImageError(file, "does not fit in memory; reduce it, or close programs") from None
-    except OSError as exc:
-        raise ImageError(
-            file, f"cannot be read ({exc.strerror or type(exc).__name__}); check the path"
-        ) from exc
     except Exception as exc:  # whatever pydicom makes of hostile bytes; its text quotes values
+        if isinstance(exc, OSError) and exc.strerror:  # the system's; pydicom's have a text alone
+            raise ImageError(file, f"cannot be read ({exc.strerror}); check the path") from exc
         raise ImageError(
             file,
             f"is DICOM but damaged: pydicom stopped with {type(exc).__name__}; send or export it "
@@ -142,385 +107,55 @@ def read_dicom(path: str | PathLike[str]) -> Picture:
         ) from None
 
 
-@dataclass
-class _Header:
-    """The attributes of the Image Pixel module (C.7.6.3), checked."""
-
-    rows: int
-    columns: int
-    samples: int
-    allocated: int
-    stored: int
-    high_bit: int
-    signed: bool
-    photometric: str
-    notes: list[str] = field(default_factory=list)
-
-
-def _read(path: Path) -> Picture:
-    dataset = _parse(path)
-    modality = _check_modality(path, dataset)
-    if "PixelData" not in dataset:
-        if "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset:
-            found = "holds floating-point pixels, expected a radiograph; leave it out"
-        elif "Rows" in dataset:
-            found = "describes a picture but holds no pixels: stripped or cut short; send it again"
-        else:
-            found = "holds no pixels, expected a radiograph; leave it out"
-        raise Refused(path, "no_pixels", found)
-    syntax = str(dataset.file_meta.TransferSyntaxUID)
-    header = _check_header(path, dataset)
-    _check_frames(path, dataset, header, syntax)
-    stored = _decode(path, dataset, header, syntax)
-    about: dict[str, Any] = {"photometric": header.photometric}
+def _read(path: Path, stream: BinaryIO, allow: frozenset[str]) -> Picture:
+    file = parse_dicom(path, stream)
+    dataset = file.dataset
+    notes: list[str] = []
+    allowed: list[str] = []
+    modality = check_kind(path, file, allow, allowed)
+    if file.pixels != "PixelData":
+        raise explain_no_pixels(path, file)
+    about = describe(dataset)
+    check_subject(path, dataset, about, allow, allowed)
+    header = check_header(path, dataset, notes)
+    pixels, syntax = read_first_frame(path, file, header, allow)
+    about |= {"photometric": header.photometric, "transfer_syntax": syntax_name(syntax)}
     if modality:
         about["modality"] = modality
-    about["transfer_syntax"] = _syntax_name(syntax)
-    about |= _describe(dataset)
     if header.samples == 1:
-        pixels, about["grayscale"] = _render(path, dataset, header, stored)
+        levels, about["grayscale"] = _render(dataset, header, pixels)
     else:
-        pixels, about["grayscale"] = _luma(header, stored), "luma of colour"
-    if header.notes:
-        about["notes"] = header.notes
-    return finish_picture(Picture(pixels, path, "dicom", header.stored, about))
+        levels, about["grayscale"] = _luma(header, pixels), "luma of colour"
+    allowed += header.allowed
+    if allowed:
+        about["allowed"] = allowed
+    if notes:
+        about["notes"] = notes
+    picture = Picture(levels, path, "dicom", header.stored, about)
+    return finish_picture(picture, allow)
 
 
-# --- the file ------------------------------------------------------------------------------------
-
-
-def _parse(path: Path) -> Dataset:
-    """Read the whole data set; deflated ones with a bound on what they may grow to."""
-    import pydicom
-    from pydicom.dataset import FileMetaDataset
-    from pydicom.filereader import read_dataset
-
-    def behind_meta(tag: int, vr: str | None, length: int) -> bool:
-        return tag >> 16 != 2
-
-    with path.open("rb") as file:
-        head = file.read(1024)
-        if sniff(head) != "dicom":
-            raise ImageError(path, "is not DICOM: no DICM at byte 128 and no data set at byte 0")
-        # force reads anything as DICOM, so only what passed sniff's check of its first elements.
-        force = head[128:132] != b"DICM"
-        if not force:
-            file.seek(132)
-            meta = FileMetaDataset(read_dataset(file, False, True, stop_when=behind_meta))
-            if meta.get("TransferSyntaxUID") == _DEFLATED:
-                dataset = read_dataset(_inflate(path, file.read()), False, True)
-                dataset.set_original_encoding(False, True)
-                dataset.file_meta = meta
-                return dataset
-        file.seek(0)
-        dataset = pydicom.dcmread(file, force=force)
-    if "TransferSyntaxUID" not in dataset.file_meta:
-        implicit, little = dataset.original_encoding
-        guess = _EXPLICIT_LITTLE if little else _EXPLICIT_BIG
-        dataset.file_meta = FileMetaDataset()
-        dataset.file_meta.TransferSyntaxUID = pydicom.uid.UID(
-            _IMPLICIT_LITTLE if implicit else guess
-        )
-    return dataset
-
-
-def _inflate(path: Path, data: bytes) -> BytesIO:
-    """Undo PS3.5 section A.5, raw deflate; a few kB can hold gigabytes, so with a bound."""
-    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    plain = inflater.decompress(data, _MAX_INFLATED_BYTES)
-    if inflater.unconsumed_tail:
-        raise ImageError(
-            path, f"inflates to more than {_MAX_INFLATED_BYTES:,} bytes; send or export it again"
-        )
-    if not inflater.eof:
-        raise ImageError(path, "its deflated data is cut short; send or export it again")
-    return BytesIO(plain)
-
-
-def _syntax_name(syntax: str) -> str:
-    from pydicom.uid import UID
-
-    uid = UID(syntax)
-    return uid.name if uid.is_transfer_syntax and not uid.is_private else "private or unknown"
-
-
-def _check_modality(path: Path, dataset: Dataset) -> str:
-    """Refuse what is no radiograph; the modality, or an empty string if there is none."""
-    from pydicom.uid import UID
-
-    modality = _code(dataset, "Modality")
-    storage = UID(str(dataset.get("SOPClassUID") or ""))
-    known = storage.name if storage.name != str(storage) else ""
-    if modality in ACCEPTED_MODALITIES or (
-        not modality and (not known or storage in _ACCEPTED_CLASSES)
-    ):
-        return modality
-    # Only what is known to be a modality is repeated: anything else may have got there by mistake.
-    shown = modality if modality in _OTHER_MODALITIES else "unknown"
-    found = f"modality {shown}" if modality else f"storage class {known}"
-    raise Refused(
-        path,
-        "unsupported_modality",
-        f"is {found}, expected a radiograph ({', '.join(ACCEPTED_MODALITIES)}); leave it out",
-    )
-
-
-# --- the header ----------------------------------------------------------------------------------
-
-
-def _code(dataset: Dataset, keyword: str) -> str:
-    """Give a code string's first value, upper case without padding; empty if missing."""
-    try:
-        value = dataset.get(keyword)
-    except Exception:  # not readable is as good as missing
-        return ""
-    values = _values(value)
-    return str(values[0]).strip().strip("\0").upper() if values else ""
-
-
-def _values(value: Any) -> list[Any]:
-    if value is None or value == "":
-        return []
-    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
-        return [value]
-    return list(value)
-
-
-def _integer(path: Path, dataset: Dataset, keyword: str) -> int | None:
-    """Give a whole number of the header, or None where it is missing."""
-    values = _values(dataset.get(keyword))
-    if not values:
-        return None
-    try:
-        return int(values[0])
-    except (TypeError, ValueError):
-        raise ImageError(
-            path, f"its {keyword} is not a whole number; send or export it again"
-        ) from None
-
-
-def _check_header(path: Path, dataset: Dataset) -> _Header:
-    """Check the Image Pixel module, fill in what has one sensible value, and say so."""
-    from pydicom.datadict import tag_for_keyword
-    from pydicom.tag import Tag
-
-    def required(keyword: str) -> int:
-        value = _integer(path, dataset, keyword)
-        if value is None:
-            tag = Tag(tag_for_keyword(keyword) or 0)
-            raise ImageError(
-                path,
-                f"lacks {keyword} {tag}, which its pixels cannot be read without; send or "
-                "export it again",
-            )
-        return value
-
-    notes: list[str] = []
-    rows, columns = required("Rows"), required("Columns")
-    check_size(path, columns, rows)
-    samples = _integer(path, dataset, "SamplesPerPixel")
-    photometric = _code(dataset, "PhotometricInterpretation")
-    if samples is None:
-        samples = 1 if photometric in ("", "MONOCHROME1", "MONOCHROME2") else 3
-        notes.append(f"SamplesPerPixel was missing and taken as {samples}")
-    allocated = required("BitsAllocated")
-    if allocated not in (8, 16) or samples not in (1, 3):
-        raise ImageError(
-            path,
-            f"has {samples} samples of {allocated} bits a pixel, expected 1 or 3 of 8 or 16; "
-            "export it again as 16-bit grayscale",
-        )
-    stored = _integer(path, dataset, "BitsStored")
-    if stored is None or not 1 <= stored <= allocated:
-        found = "missing" if stored is None else str(stored)
-        notes.append(f"BitsStored was {found} and taken as {allocated}")
-        stored = allocated
-    high_bit = _integer(path, dataset, "HighBit")
-    if high_bit is None or not stored - 1 <= high_bit < allocated:
-        found = "missing" if high_bit is None else str(high_bit)
-        notes.append(f"HighBit was {found} and taken as {stored - 1}")
-        high_bit = stored - 1
-    representation = _integer(path, dataset, "PixelRepresentation")
-    if representation not in (0, 1):
-        found = "missing" if representation is None else str(representation)
-        notes.append(f"PixelRepresentation was {found} and taken as 0 (unsigned)")
-        representation = 0
-    photometric = _check_photometric(path, dataset, photometric, samples, notes)
-    # pydicom's decoders insist on all of them.
-    dataset.SamplesPerPixel = samples
-    dataset.BitsStored, dataset.HighBit = stored, high_bit
-    dataset.PixelRepresentation = representation
-    dataset.PhotometricInterpretation = photometric
-    if samples == 3 and _integer(path, dataset, "PlanarConfiguration") not in (0, 1):
-        notes.append("PlanarConfiguration was missing and taken as 0")
-        dataset.PlanarConfiguration = 0
-    return _Header(
-        rows,
-        columns,
-        samples,
-        allocated,
-        stored,
-        high_bit,
-        bool(representation),
-        photometric,
-        notes,
-    )
-
-
-def _check_photometric(
-    path: Path, dataset: Dataset, photometric: str, samples: int, notes: list[str]
-) -> str:
-    gray = ("MONOCHROME1", "MONOCHROME2")
-    colour = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT")
-    if not photometric and samples == 1:
-        # C.8.11.3.1.2 ties the two together, so one tells the other. Without either, a guess
-        # could swap black and white, and nobody would notice.
-        shape = _code(dataset, "PresentationLUTShape")
-        photometric = {"INVERSE": "MONOCHROME1", "IDENTITY": "MONOCHROME2"}.get(shape, "")
-        if photometric:
-            notes.append(f"PhotometricInterpretation was missing and taken as {photometric}")
-    if not photometric:
-        raise ImageError(
-            path,
-            "lacks PhotometricInterpretation (0028,0004), without which black and white cannot be "
-            "told apart; send or export it again",
-        )
-    expected = gray if samples == 1 else colour
-    if photometric not in expected:
-        shown = photometric if photometric in (*gray, *colour, "PALETTE COLOR") else "unknown"
-        raise ImageError(
-            path,
-            f"its PhotometricInterpretation (0028,0004) is {shown} with {samples} samples a "
-            f"pixel, expected {' or '.join(expected)}; export it again as grayscale",
-        )
-    return photometric
-
-
-def _check_frames(path: Path, dataset: Dataset, header: _Header, syntax: str) -> None:
-    """Refuse more than one frame, whether the header admits to them or not."""
-    try:
-        frames = _integer(path, dataset, "NumberOfFrames") or 1
-    except ImageError:
-        frames = 1
-        header.notes.append("NumberOfFrames was no number and taken as 1")
-    data = dataset.PixelData
-    if not data:
-        raise Refused(path, "no_pixels", "its PixelData is empty; send or export it again")
-    if frames <= 1:
-        frames = (
-            _count_encapsulated(data, syntax)
-            if dataset["PixelData"].is_undefined_length
-            else _count_native(path, len(data), header)
-        )
-    if frames > 1:
-        raise Refused(
-            path,
-            "multi_frame",
-            f"holds {frames} frames, expected one radiograph; send a single image",
-        )
-    dataset.NumberOfFrames = 1
-
-
-def _count_native(path: Path, n_bytes: int, header: _Header) -> int:
-    samples = header.samples
-    expected = header.rows * header.columns * samples * header.allocated // 8
-    if header.photometric == "YBR_FULL_422":
-        expected = expected * 2 // 3
-    if n_bytes < expected:
-        raise ImageError(
-            path,
-            f"its pixel data is cut short: {n_bytes:,} bytes, expected {expected:,} for "
-            f"{header.columns} x {header.rows} pixels; send or copy it again",
-        )
-    if expected + 1 < n_bytes < 2 * expected:
-        header.notes.append("bytes behind the last pixel were ignored")
-    return n_bytes // expected
-
-
-def _count_encapsulated(data: bytes, syntax: str) -> int:
-    """Count frames without trusting NumberOfFrames (PS3.5 section A.4)."""
-    from pydicom.encaps import generate_fragments, parse_basic_offsets
-
-    stream = BytesIO(data)
-    offsets = parse_basic_offsets(stream)
-    if len(offsets) > 1:
-        return len(offsets)
-    fragments = list(generate_fragments(stream))
-    if syntax == _RLE:
-        return len(fragments)  # A.4.2: a frame is one fragment
-    starts = sum(fragment.startswith((b"\xff\xd8", b"\xff\x4f\xff\x51")) for fragment in fragments)
-    return max(1, starts)
-
-
-# --- the pixels ----------------------------------------------------------------------------------
-
-
-def _decode(path: Path, dataset: Dataset, header: _Header, syntax: str) -> NDArray[Any]:
-    """Decode to samples as they are stored: ``(rows, columns)`` or ``(rows, columns, 3)``."""
-    from pydicom.pixels.decoders.base import get_decoder
-
-    try:
-        decoder = get_decoder(dataset.file_meta.TransferSyntaxUID)
-        available = decoder.is_available
-    except NotImplementedError:
-        available = False
-    # Pillow, the one decoder that is always there, knows no 12-bit JPEG.
-    wide_jpeg = (
-        syntax == _JPEG_EXTENDED
-        and header.stored > 8
-        and "pylibjpeg" not in decoder.available_plugins
-    )
-    if not available or wide_jpeg:
-        name = _syntax_name(syntax)
-        uid = f" ({syntax})" if name != "private or unknown" else ""
-        raise Refused(
-            path,
-            "unsupported_transfer_syntax",
-            f"its pixels are compressed as {name}{uid}, for which no decoder is installed; "
-            + (
-                "12-bit JPEG has none under a free licence: send it uncompressed"
-                if wide_jpeg
-                else 'pip install "hilum[dicom]", or send it uncompressed'
-            ),
-        )
-    try:
-        # Colour is converted to RGB (C.7.6.3.1.2) by pydicom. Grey stays as stored: looked at in
-        # place where it is not compressed, and its unused bits are dropped below, because pydicom
-        # takes HighBit for BitsStored - 1.
-        options: dict[str, Any] = {}
-        if header.samples == 1:
-            options = {"view_only": True, "correct_unused_bits": False}
-        pixels, _ = decoder.as_array(dataset, index=0, raw=header.samples == 1, **options)
-    except MemoryError:
-        raise
-    except Exception as exc:  # each plug-in raises what it likes
-        raise ImageError(
-            path,
-            f"its pixel data ({_syntax_name(syntax)}) is damaged or cut short: the decoder "
-            f"stopped with {type(exc).__name__}; send or export it again",
-        ) from None
-    expected = (header.rows, header.columns) + ((3,) if header.samples == 3 else ())
-    if pixels.shape != expected:
-        raise ImageError(
-            path,
-            f"decodes to {pixels.shape}, while its header says {expected}; send or export it again",
-        )
-    return pixels
-
-
-def _luma(header: _Header, pixels: NDArray[Any]) -> NDArray[np.uint8]:
-    """Weigh RGB by ITU-R BT.601-7 section 2.5.1, as Pillow's mode L does."""
+def _luma(header: ImageHeader, pixels: NDArray[Any]) -> NDArray[np.uint8]:
+    """Weigh RGB by ITU-R BT.601-7 section 2.5.1, as Pillow's mode L does; luma stays what it is."""
     if header.allocated == 8 and header.stored == 8:
+        if pixels.ndim == 2:
+            return np.ascontiguousarray(pixels, np.uint8)
+
         from PIL import Image
 
         return np.asarray(Image.fromarray(np.ascontiguousarray(pixels, np.uint8)).convert("L"))
     top = (1 << header.stored) - 1
-    luma = np.minimum(pixels, top) @ np.array([0.299, 0.587, 0.114])
-    return scale_to_8_bits(luma, 0, top)
+    out = np.empty(pixels.shape[:2], dtype=np.uint8)
+    for index, row in enumerate(pixels):  # by rows: float64 takes eight times the room
+        luma = np.minimum(row, top)
+        if row.ndim == 2:
+            luma = luma @ np.array([0.299, 0.587, 0.114])
+        out[index] = scale_to_8_bits(luma, 0, top)
+    return out
 
 
 def _render(
-    path: Path, dataset: Dataset, header: _Header, pixels: NDArray[Any]
+    dataset: Dataset, header: ImageHeader, pixels: NDArray[Any]
 ) -> tuple[NDArray[np.uint8], str]:
     """Do steps 1 to 5 of the module; also tell what step 3 used."""
     n_values = 1 << header.stored
@@ -544,7 +179,7 @@ def _render(
 
     values, integral = _modality_lut(dataset, header, values)
     inverse = header.photometric == "MONOCHROME1"
-    if not inverse and _code(dataset, "PresentationLUTShape") == "INVERSE":
+    if not inverse and read_code(dataset, "PresentationLUTShape") == "INVERSE":
         header.notes.append("MONOCHROME2 with PresentationLUTShape INVERSE was inverted")
         inverse = True
     levels, used = _voi(dataset, header, values, integral)
@@ -577,7 +212,9 @@ def _is_flat(values: NDArray[Any]) -> bool:
     return bool(values.min() == values.max())
 
 
-def _padding(dataset: Dataset, header: _Header, values: NDArray[np.float64]) -> NDArray[np.bool_]:
+def _padding(
+    dataset: Dataset, header: ImageHeader, values: NDArray[np.float64]
+) -> NDArray[np.bool_]:
     """Mark stored values that stand for "no picture here" (C.7.5.1.1.2)."""
     padded = np.zeros(values.shape, dtype=np.bool_)
     bounds = [_number(dataset, key) for key in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
@@ -594,7 +231,7 @@ def _padding(dataset: Dataset, header: _Header, values: NDArray[np.float64]) -> 
 def _number(dataset: Dataset, keyword: str) -> float | None:
     """Give a header's first number, or None where there is none that is finite."""
     try:
-        values = _values(dataset.get(keyword))
+        values = as_list(read_value(dataset, keyword))
         number = float(values[0]) if values else None
     except Exception:  # "40,5", text, bytes: pydicom and float raise various things
         return None
@@ -604,11 +241,12 @@ def _number(dataset: Dataset, keyword: str) -> float | None:
 def _numbers(dataset: Dataset, keyword: str) -> list[float | None]:
     """Give every value as a number, None for each that is none; "40,5" is no number."""
     try:
-        raw = _values(dataset.get(keyword))
+        raw = as_list(read_value(dataset, keyword))
     except Exception:  # the element as a whole cannot be read: take its text apart
         text = dataset.get_item(keyword)
         value = getattr(text, "value", b"") or b""
-        raw = value.decode("ascii", "replace").split("\\") if isinstance(value, bytes) else []
+        value = value[:_MAX_TEXT_BYTES] if isinstance(value, bytes) else b""
+        raw = value.decode("ascii", "replace").split("\\")
     numbers: list[float | None] = []
     for item in raw:
         try:
@@ -620,7 +258,7 @@ def _numbers(dataset: Dataset, keyword: str) -> list[float | None]:
 
 
 def _modality_lut(
-    dataset: Dataset, header: _Header, values: NDArray[np.float64]
+    dataset: Dataset, header: ImageHeader, values: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], bool]:
     """Step 2; also whether the result can be negative, which a VOI LUT's descriptor depends on."""
     for item in _items(dataset, "ModalityLUTSequence", header):
@@ -642,7 +280,7 @@ def _modality_lut(
 
 
 def _voi(
-    dataset: Dataset, header: _Header, values: NDArray[np.float64], signed: bool
+    dataset: Dataset, header: ImageHeader, values: NDArray[np.float64], signed: bool
 ) -> tuple[NDArray[np.uint8] | None, str]:
     """Step 3 and 4; None where the file has no usable table or window."""
     for item in _items(dataset, "VOILUTSequence", header):
@@ -652,7 +290,7 @@ def _voi(
             mapped = data[_table_index(values, first, data.size)]
             return scale_to_8_bits(mapped, 0, (1 << bits) - 1), "VOI LUT"
     centers, widths = _numbers(dataset, "WindowCenter"), _numbers(dataset, "WindowWidth")
-    function = _code(dataset, "VOILUTFunction") or "LINEAR"
+    function = read_code(dataset, "VOILUTFunction") or "LINEAR"
     if (centers or widths) and function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
         header.notes.append("VOILUTFunction was unknown and taken as LINEAR")
         function = "LINEAR"
@@ -683,9 +321,9 @@ def _window(
     return scale_to_8_bits(values, low, high)
 
 
-def _items(dataset: Dataset, keyword: str, header: _Header) -> list[Dataset]:
+def _items(dataset: Dataset, keyword: str, header: ImageHeader) -> list[Dataset]:
     try:
-        return list(dataset.get(keyword) or [])
+        return list(read_value(dataset, keyword) or [])
     except Exception:  # a sequence that cannot be parsed
         header.notes.append(f"{keyword} was damaged and ignored")
         return []
@@ -698,7 +336,7 @@ def _table_index(values: NDArray[np.float64], first: int, size: int) -> NDArray[
 
 
 def _lut(
-    item: Dataset, dataset: Dataset, header: _Header, name: str, *, signed: bool
+    item: Dataset, dataset: Dataset, header: ImageHeader, name: str, *, signed: bool
 ) -> tuple[int, NDArray[np.float64], int] | None:
     """Read a LUT as first mapped value, table and bits; None, with a note, where unusable."""
     try:
@@ -711,13 +349,16 @@ def _lut(
         size = size or 65536  # C.11.1.1: 0 means 2^16
         if signed and first > 0x7FFF:
             first -= 65536
+        stored = getattr(item.get_item("LUTData"), "value", b"")
+        if isinstance(stored, bytes) and len(stored) > _MAX_TABLE_BYTES:
+            raise ValueError("a table has at most 65,536 entries")
         data = item.LUTData
         if isinstance(data, bytes):
             table = np.frombuffer(data[: len(data) // 2 * 2], f"{order}u2")
             if bits <= 8 and len(data) < 2 * size:  # two 8-bit entries in a word, or bytes
                 table = np.frombuffer(data, np.uint8)
         else:
-            table = np.array(_values(data), dtype=np.int64) & 0xFFFF
+            table = np.array(as_list(data), dtype=np.int64) & 0xFFFF
             if bits <= 8 and table.size < size <= 2 * table.size:
                 table = table.astype("<u2").view(np.uint8)
     except Exception:  # whatever is missing or of another type
@@ -734,32 +375,3 @@ def _lut(
         header.notes.append(f"the {name} says {bits} bits, its entries need {needed}")
         bits = max(8, needed)
     return first, entries, bits
-
-
-# --- what may be told ----------------------------------------------------------------------------
-
-
-def _describe(dataset: Dataset) -> dict[str, str]:
-    """Give facts from closed vocabularies only; whatever else the file says stays in it."""
-    about: dict[str, str] = {}
-    intent = _code(dataset, "PresentationIntentType")
-    if intent in ("FOR PRESENTATION", "FOR PROCESSING"):
-        about["presentation_intent"] = intent.lower()
-    body_part = _code(dataset, "BodyPartExamined")
-    if body_part:
-        chest = body_part.startswith(("CHEST", "THORAX", "LUNG"))
-        about["body_part"] = "chest" if chest else "other"
-    projection = ""
-    position = _code(dataset, "ViewPosition")
-    if position:
-        projection = _PROJECTIONS.get(position, "other")
-    else:
-        try:
-            codes = [str(item.get("CodeValue", "")) for item in dataset.get("ViewCodeSequence", [])]
-        except Exception:  # a damaged sequence says nothing
-            codes = []
-        if codes:
-            projection = _VIEW_CODES.get(codes[0].strip(), "other")
-    if projection:
-        about["projection"] = projection
-    return about

@@ -15,6 +15,7 @@
     ├── ImageError (ValueError)                 .path
     │   └── Refused                             .reason: readable, but not to be predicted
     ├── BackboneError (RuntimeError)
+    ├── ChainError (ValueError)                 .path: a chain of heads that cannot be followed
     ├── ManifestError (ValueError)              .path
     ├── MismatchError (ValueError)              head and features of different origin
     └── SplitError (ValueError)                 rows, patients and splits do not fit together
@@ -41,7 +42,10 @@ from formats.errors import (
 )
 
 __all__ = [
+    "OVERRIDABLE",
+    "REFUSALS",
     "BackboneError",
+    "ChainError",
     "ContainerError",
     "Corrupt",
     "EngineError",
@@ -58,6 +62,36 @@ __all__ = [
     "UnsupportedVersion",
     "WriteError",
 ]
+
+
+#: Every reason for which a readable picture is not predicted: code and what it means.
+REFUSALS = {
+    "annotation": "a DICOM object about pictures: report, segmentation, presentation state",
+    "blank": "every pixel has the same grey level",
+    "body_part": "a DICOM header that names another part of the body than the chest",
+    "lateral": "a DICOM header that says lateral view",
+    "multi_frame": "several pictures in one file",
+    "no_pixels": "a DICOM object without a picture",
+    "not_an_image": "a DICOM object that is none: document, waveform, plan, directory",
+    "out_of_distribution": "features unlike those of the images the head learned from",
+    "own_result": "a DICOM object that Hilum made itself",
+    "too_small": "a thumbnail or icon",
+    "unsupported_modality": "a DICOM modality that is no radiograph",
+    "unsupported_transfer_syntax": "DICOM compression for which no decoder is installed",
+}
+
+#: Those of them that a caller may set aside, one by one: there is a picture to predict from.
+OVERRIDABLE = (
+    "annotation",
+    "blank",
+    "body_part",
+    "lateral",
+    "multi_frame",
+    "out_of_distribution",
+    "own_result",
+    "too_small",
+    "unsupported_modality",
+)
 
 
 class ImageError(EngineError, ValueError):
@@ -84,7 +118,7 @@ class Refused(ImageError):  # noqa: N818 - the name is the status a caller reads
     path : str or Path
         The file.
     reason : str
-        Reason code in snake_case, stable across releases.
+        One of `REFUSALS`: codes are stable across releases.
     message : str
         What was found, what was expected and what to do.
     """
@@ -96,6 +130,22 @@ class Refused(ImageError):  # noqa: N818 - the name is the status a caller reads
 
 class BackboneError(EngineError, RuntimeError):
     """A backbone that is unknown, damaged or cannot run on this machine."""
+
+
+class ChainError(EngineError, ValueError):
+    """A file that describes a chain of heads, and cannot be followed.
+
+    Parameters
+    ----------
+    path : str or Path
+        The TOML file.
+    message : str
+        Which step and key, what was found, what was expected and what to do.
+    """
+
+    def __init__(self, path: str | Path, message: str) -> None:
+        super().__init__(f"{path}: {message}")
+        self.path = Path(path)
 
 
 class ManifestError(EngineError, ValueError):

@@ -6,7 +6,7 @@ import logging
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +25,7 @@ __all__ = [
     "finish_picture",
     "look_up",
     "quiet_decoders",
+    "refuse",
     "scale_to_8_bits",
     "sniff",
 ]
@@ -53,7 +54,8 @@ class Picture:
         Bits of a stored sample that carry the picture.
     about : dict
         Facts that identify nobody, from closed vocabularies; a key is missing where the file does
-        not say. ``notes`` (list of str) tells what had to be repaired or assumed.
+        not say. ``notes`` (list of str) tells what had to be repaired or assumed, ``allowed`` (list
+        of str) the reasons of refusal that were set aside.
     """
 
     pixels: NDArray[np.uint8]
@@ -147,13 +149,41 @@ def check_size(path: Path, columns: int, rows: int) -> None:
         )
 
 
-def finish_picture(picture: Picture) -> Picture:
+def refuse(path: Path, reason: str, found: str, allow: Collection[str], allowed: list[str]) -> None:
+    """Refuse a file, unless that reason was set aside.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    reason : str
+        Of :data:`engine.errors.REFUSALS`.
+    found : str
+        What was found, what was expected and what to do.
+    allow : collection of str
+        Reasons that are set aside.
+    allowed : list of str
+        Gets the reason if it is.
+
+    Raises
+    ------
+    Refused
+        With that reason.
+    """
+    if reason not in allow:
+        raise Refused(path, reason, found)
+    allowed.append(reason)
+
+
+def finish_picture(picture: Picture, allow: Collection[str] = ()) -> Picture:
     """Refuse a picture that shows nothing; the last step of reading, whatever the format.
 
     Parameters
     ----------
     picture : Picture
         Freshly read.
+    allow : collection of str, optional
+        Reasons of refusal that are set aside.
 
     Returns
     -------
@@ -166,20 +196,21 @@ def finish_picture(picture: Picture) -> Picture:
         ``too_small`` or ``blank``.
     """
     rows, columns = picture.pixels.shape
+    allowed: list[str] = []
     if min(rows, columns) < MIN_SIDE:
-        raise Refused(
-            picture.path,
-            "too_small",
+        found = (
             f"{columns} x {rows} pixels, expected at least {MIN_SIDE} on the shorter side; "
-            "use the original picture, not a thumbnail",
+            "use the original picture, not a thumbnail"
         )
+        refuse(picture.path, "too_small", found, allow, allowed)
     if picture.pixels.min() == picture.pixels.max():
-        raise Refused(
-            picture.path,
-            "blank",
+        found = (
             f"every pixel has the same grey level ({int(picture.pixels[0, 0])}), expected an "
-            "X-ray; look at the file in a viewer",
+            "X-ray; look at the file in a viewer"
         )
+        refuse(picture.path, "blank", found, allow, allowed)
+    if allowed:
+        picture.about["allowed"] = [*picture.about.get("allowed", ()), *allowed]
     return picture
 
 
