@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Literal
@@ -25,13 +25,17 @@ from numpy.typing import NDArray
 
 from engine.errors import BackboneError, MismatchError
 
-__all__ = ["Backbone", "Tap", "list_backbones", "load_backbone"]
+__all__ = ["JOIN", "Backbone", "JoinedBackbone", "Tap", "list_backbones", "load_backbone"]
 
 MODELS_DIR = Path(__file__).with_name("models")
 DEFAULT_BACKBONE = "efficientnet-lite0"
 MAX_DEFAULT_STREAMS = 8
 """Each stream holds its own copy of the activations (a few MiB); beyond eight, memory and not
 the network limits a PC."""
+
+JOIN = "+"
+"""Between the names of joined backbones; a tap of theirs is called ``backbone.tap``, because the
+notes of a container allow no slash in it."""
 
 CACHE_MAGIC = b"hilum-blob-1\n"
 ISA_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "OV_CPU_MAX_ISA")
@@ -81,13 +85,15 @@ def load_backbone(
     Parameters
     ----------
     name : str, default "efficientnet-lite0"
-        One of :func:`list_backbones`.
+        One of :func:`list_backbones`, or several joined by plus signs, such as
+        ``"efficientnet-lite0+efficientnet-lite2"``: their features stand side by side.
     streams : int, optional
         How many pictures may run at once, each on one thread. Default: the CPUs this process
         may use, at most 8.
     taps : sequence of str or "all", optional
         The feature maps wanted; the network stops after the last of them. Default: those of the
-        backbone's measured recipe, which need a good half of the network.
+        backbone's measured recipe, which need a good half of the network. Those of joined
+        backbones are called ``backbone.tap``.
     cache_dir : str or Path, optional
         Folder for the compiled network, which makes the next start faster. Default: ``hilum`` in
         the user's cache folder; the empty string keeps nothing. A folder that cannot be
@@ -96,14 +102,18 @@ def load_backbone(
     Returns
     -------
     Backbone
+        A :class:`JoinedBackbone` where several are named.
 
     Raises
     ------
     BackboneError
-        Unknown name, missing or altered file, OpenVINO missing or refusing this CPU.
+        Unknown name, one named twice, missing or altered file, OpenVINO missing or refusing this
+        CPU.
     MismatchError
         A tap the backbone does not have; the message lists those it has.
     """
+    if JOIN in name:
+        return _load_joined(name, streams=streams, taps=taps, cache_dir=cache_dir)
     if name not in list_backbones():
         raise BackboneError(
             f"unknown backbone {name!r}; this installation has: {', '.join(list_backbones())}"
@@ -123,6 +133,43 @@ def load_backbone(
         name, digest, names[:n_outputs], n_streams, Path(folder) if folder else None
     )
     return Backbone(card=card, digest=digest, taps=wanted, compiled=compiled)
+
+
+def _load_joined(
+    name: str,
+    *,
+    streams: int | None,
+    taps: Sequence[str] | Literal["all"] | None,
+    cache_dir: str | Path | None,
+) -> JoinedBackbone:
+    parts = [part.strip() for part in name.split(JOIN)]
+    for part in parts:
+        if part not in list_backbones():
+            raise BackboneError(
+                f"unknown backbone {part!r} in {name!r}; this installation has: "
+                f"{', '.join(list_backbones())}"
+            )
+    if len(set(parts)) != len(parts):
+        raise BackboneError(f"backbone {name!r} names one twice; name each once")
+    cards = {part: _checked_card(part)[0] for part in parts}
+    valid = [f"{part}.{tap['name']}" for part in parts for tap in cards[part]["taps"]]
+    wanted: set[str] | None = None
+    if taps is not None and taps != "all":
+        asked = [taps] if isinstance(taps, str) else list(taps)
+        unknown = [tap for tap in asked if tap not in valid]
+        if unknown or not asked:
+            found = f"unknown tap {unknown[0]!r}" if unknown else "no tap was asked for"
+            raise MismatchError(f"backbone {name}: {found}; it has: {', '.join(valid)}")
+        wanted = set(asked)
+    loaded = []
+    for part in parts:
+        mine: Sequence[str] | Literal["all"] | None = "all" if taps == "all" else None
+        if wanted is not None:
+            names = [tap["name"] for tap in cards[part]["taps"]]
+            # A part of which nothing is wanted still counts in the digest; its first tap is cheap.
+            mine = [tap for tap in names if f"{part}.{tap}" in wanted] or names[:1]
+        loaded.append(load_backbone(part, streams=streams, taps=mine, cache_dir=cache_dir))
+    return JoinedBackbone(loaded, wanted)
 
 
 class Backbone:
@@ -149,6 +196,8 @@ class Backbone:
         Taps and poolings that were measured to serve best, as text for ``--taps``.
     n_streams : int
         Pictures that run at once.
+    input_sizes : tuple of (int, int)
+        Height and width of each input :meth:`infer_parts` takes; one, but for joined backbones.
     """
 
     def __init__(
@@ -163,6 +212,7 @@ class Backbone:
         self.digest = digest
         self.card = card
         self.input_size: tuple[int, int] = (card["input"]["height"], card["input"]["width"])
+        self.input_sizes: tuple[tuple[int, int], ...] = (self.input_size,)
         self.preprocessing: dict[str, Any] = card["preprocessing"]
         self.default_taps: str = card["default_taps"]
         self.n_streams = len(compiled)
@@ -245,6 +295,34 @@ class Backbone:
                 ) from error
         return maps
 
+    def infer_parts(self, images: Sequence[NDArray[np.uint8]]) -> dict[str, NDArray[np.float32]]:
+        """Run the network, or each of joined networks on its own input.
+
+        Parameters
+        ----------
+        images : sequence of uint8 arrays, each (n, 1, height, width)
+            One for each of :attr:`input_sizes`.
+
+        Returns
+        -------
+        dict of str to ndarray of float32, shape (n, channels, h, w)
+            As :meth:`infer`.
+
+        Raises
+        ------
+        BackboneError
+            As :meth:`infer`, or another number of inputs.
+        """
+        self._check_parts(images)
+        return self.infer(images[0])
+
+    def _check_parts(self, images: Sequence[NDArray[np.uint8]]) -> None:
+        if len(images) != len(self.input_sizes):
+            raise BackboneError(
+                f"backbone {self.name} was given {len(images)} inputs, expected "
+                f"{len(self.input_sizes)}: one for each of its networks"
+            )
+
     def close(self) -> None:
         """Give the network's memory back; calls already running finish first."""
         if self._closed:
@@ -277,6 +355,84 @@ class Backbone:
                 f"backbone {self.name} was given {images.dtype} with shape {images.shape}, "
                 f"expected uint8 with shape (n, 1, {height}, {width}); use engine.images.preprocess"
             )
+
+
+class JoinedBackbone(Backbone):
+    """Several networks that look at one picture, their feature maps side by side.
+
+    Used as a :class:`Backbone`, with :meth:`infer_parts` in the place of :meth:`infer`. Its digest
+    is the SHA-256 over the digests of its parts, in their order. Made by :func:`load_backbone`.
+
+    Parameters
+    ----------
+    backbones : sequence of Backbone
+        Two or more different ones.
+    taps : set of str, optional
+        The wanted taps, as ``backbone.tap``; default: all that the backbones were loaded with.
+    """
+
+    def __init__(self, backbones: Sequence[Backbone], taps: set[str] | None = None) -> None:
+        self._backbones = tuple(backbones)
+        self.name = JOIN.join(part.name for part in backbones)
+        digests = b"".join(bytes.fromhex(part.digest) for part in backbones)
+        self.digest = hashlib.sha256(digests).hexdigest()
+        self.input_size = backbones[0].input_size
+        self.input_sizes = tuple(part.input_size for part in backbones)
+        self.n_streams = min(part.n_streams for part in backbones)
+        rules = [part.preprocessing for part in backbones]
+        self.preprocessing = {name: [rule[name] for rule in rules] for name in rules[0]}
+        self.default_taps = ",".join(
+            f"{part.name}.{tap.strip()}"
+            for part in backbones
+            for tap in part.default_taps.split(",")
+        )
+        self.card = {
+            "name": self.name,
+            "taps": [
+                {**tap, "name": f"{part.name}.{tap['name']}"}
+                for part in backbones
+                for tap in part.card["taps"]
+            ],
+            "default_taps": self.default_taps,
+            "preprocessing": self.preprocessing,
+        }
+        own = {
+            f"{part.name}.{tap.name}": replace(tap, name=f"{part.name}.{tap.name}")
+            for part in backbones
+            for tap in part.taps.values()
+        }
+        self.taps = MappingProxyType(
+            {name: tap for name, tap in own.items() if taps is None or name in taps}
+        )
+
+    def infer(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+        """Refuse: each network has its own input, see :meth:`infer_parts`.
+
+        Raises
+        ------
+        BackboneError
+            Always.
+        """
+        raise BackboneError(
+            f"backbone {self.name} has {len(self.input_sizes)} inputs and was given one; use "
+            "infer_parts with an input for each of its networks"
+        )
+
+    def infer_parts(self, images: Sequence[NDArray[np.uint8]]) -> dict[str, NDArray[np.float32]]:
+        """Run each network on its input; see :meth:`Backbone.infer_parts`."""
+        self._check_parts(images)
+        maps: dict[str, NDArray[np.float32]] = {}
+        for part, image in zip(self._backbones, images, strict=True):
+            names = {tap: f"{part.name}.{tap}" for tap in part.taps}
+            if any(name in self.taps for name in names.values()):
+                for tap, feature_map in part.infer(image).items():
+                    maps[names[tap]] = feature_map
+        return maps
+
+    def close(self) -> None:
+        """Give the networks' memory back; calls already running finish first."""
+        for part in self._backbones:
+            part.close()
 
 
 # --- cards and files ----------------------------------------------------------------------------

@@ -55,6 +55,8 @@ A run that is stopped, fails or loses power keeps its rows in OUT.hilum.part; th
 --resume goes on with them, and ends with the very file the first run would have written."""
 
 
+# As engine.views.MAX_VIEWS, which would make --help import NumPy; a test compares the two.
+MOST_VIEWS = 32
 # Fewer could be found by trying.
 _SECRET_BYTES = 16
 
@@ -70,7 +72,8 @@ def parser() -> argparse.ArgumentParser:
         "--backbone",
         default="efficientnet-lite0",
         metavar="NAME",
-        help="network (default: %(default)s; efficientnet-lite2 is larger and slower)",
+        help="network (default: %(default)s; efficientnet-lite2 is larger and slower); several "
+        "joined by + look at each picture in turn, their features stand side by side",
     )
     add(
         "--taps",
@@ -79,6 +82,30 @@ def parser() -> argparse.ArgumentParser:
         "(default: the measured choice in the model card)",
     )
     add("--pooling", metavar="P,P", help="poolings of the taps that name none: mean,max,std,gem")
+    add(
+        "--views",
+        type=count_up_to(MOST_VIEWS),
+        default=0,
+        metavar="N",
+        help="augmented views of each image to store beside it, for training: turned up to 5 "
+        "degrees, shifted 3 %%, scaled 5 %% and changed in contrast 10 %%, each number always the "
+        "same way. Each costs a row of its own and the network's time again: 4 views make the file "
+        "and the time about 5 times as large",
+    )
+    add(
+        "--mirror",
+        action="store_true",
+        help="with --views: view 1 is the mirror image, and all other odd ones are mirrored too; "
+        "only where left and right do not matter (on the chest it made heads worse)",
+    )
+    add(
+        "--floors",
+        metavar="F,F",
+        help="blocks of pixels that heads are measured against: border (the outer tenth of the "
+        "picture at 64 x 64) and pixels (all of it). PRIVACY: a container with pixels shows every "
+        "X-ray, so it is refused by sign and export and must not be shared; python -m formats "
+        "subset --without-floors writes one that may be",
+    )
     add(
         "--dtype",
         choices=("f16", "f32", "i8"),
@@ -137,6 +164,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     options = parser()
     arguments = options.parse_args(argv)
+    if arguments.mirror and not arguments.views:
+        options.error("--mirror is about augmented views: say how many with --views")
     if not arguments.source and arguments.manifest is None:
         options.error("give image files or folders, or --manifest")
     named = (arguments.manifest, arguments.about, arguments.sample_keys)
@@ -165,10 +194,14 @@ def _extract(options: argparse.ArgumentParser, arguments: argparse.Namespace) ->
 
     import engine
     from engine.features import Extraction, choose_blocks, extract_features, tap_names
+    from engine.pooling import parse_floors
 
-    if arguments.backbone not in engine.list_backbones():
+    known = engine.list_backbones()
+    parts = [part.strip() for part in arguments.backbone.split("+")]
+    if not set(parts) <= set(known) or len(set(parts)) < len(parts):
         options.error(
-            f"no backbone {arguments.backbone!r}; choose from {', '.join(engine.list_backbones())}"
+            f"no backbone {arguments.backbone!r}; choose from {', '.join(known)}, or join several "
+            f"different ones, such as {'+'.join(known[:2])}"
         )
     about = _about(options, arguments.about)
     secret = _secret(options, arguments.sample_keys)
@@ -179,6 +212,7 @@ def _extract(options: argparse.ArgumentParser, arguments: argparse.Namespace) ->
             taps=tap_names(arguments.taps) if arguments.taps else None,
         )
         choose_blocks(backbone, arguments.taps, arguments.pooling)
+        parse_floors(arguments.floors)
     except engine.MismatchError as error:
         options.error(str(error))
     extraction = Extraction()
@@ -205,6 +239,9 @@ def _extract(options: argparse.ArgumentParser, arguments: argparse.Namespace) ->
                 manifest=arguments.manifest,
                 taps=arguments.taps,
                 pooling=arguments.pooling,
+                views=arguments.views,
+                mirror=arguments.mirror,
+                floors=arguments.floors,
                 dtype=arguments.dtype,
                 about=about,
                 seed=arguments.seed,
@@ -241,7 +278,7 @@ def _extract(options: argparse.ArgumentParser, arguments: argparse.Namespace) ->
                     print(f"resumed behind {extraction.n_resumed} images of an earlier run")
                 elif arguments.resume:
                     print("there was nothing to resume: all images were worked on")
-                print(_summary(container, arguments.output))
+                print(_summary(container, arguments.output, patients=extraction.has_patients))
     if extraction.n_twice:
         report(
             f"warning: {extraction.n_twice} images are copies of others, "
@@ -294,14 +331,23 @@ def _secret(options: argparse.ArgumentParser, path: str | None) -> bytes | None:
     return secret
 
 
-def _summary(container: Container, output: str) -> str:
+def _summary(container: Container, output: str, *, patients: bool) -> str:
     classes = f", {len(container.classes)} classes" if container.classes else ", no labels"
-    groups = "" if container.groups is None else f" of {container.n_groups} patients"
+    groups = f" of {container.n_groups} patients" if patients else ""
+    n_images = len(container.rows(views=False))
+    n_views = (container.n_rows - n_images) // n_images
+    views = ""
+    if n_views:
+        kind = "augmented views" if n_views > 1 else "augmented view"
+        views = f" ({n_images} images, {n_views} {kind} of each)"
     megabytes, row_bytes = container.size_bytes / 1e6, container.size_bytes / container.n_rows
-    return (
-        f"{output}: {container.n_rows} rows{groups}, {container.dim} features{classes}, "
+    line = (
+        f"{output}: {container.n_rows} rows{groups}{views}, {container.dim} features{classes}, "
         f"{megabytes:.1f} MB ({row_bytes:.0f} bytes a row)"
     )
+    if container.not_for_sharing:
+        line += f"\n{container.not_for_sharing}"
+    return line
 
 
 if __name__ == "__main__":

@@ -27,14 +27,42 @@ from engine.errors import (
     MismatchError,
     SplitError,
 )
-from engine.images import Preprocessing, preprocess, read_picture
+from engine.images import (
+    JoinedPreprocessing,
+    Preprocessing,
+    preprocess,
+    read_picture,
+    read_preprocessing,
+)
 from engine.manifest import UNCERTAIN_SUFFIX, Sample, collect_samples
-from engine.pooling import Block, blocks_to_notes, feature_width, parse_taps, pool_features
+from engine.picture import Picture
+from engine.pooling import (
+    FLOOR_SIDE,
+    Block,
+    add_floors,
+    blocks_to_notes,
+    feature_width,
+    floor_blocks,
+    floor_values,
+    network_blocks,
+    parse_floors,
+    parse_taps,
+    pool_features,
+)
+from engine.views import View, apply_view, draw_views, views_to_notes
 
 if TYPE_CHECKING:
     from engine.backbone import Backbone
 
-__all__ = ["Extraction", "extract_features", "feature_vector", "in_order"]
+__all__ = [
+    "Extraction",
+    "extract_features",
+    "feature_maps",
+    "feature_vector",
+    "feature_views",
+    "in_order",
+    "network_inputs",
+]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -46,6 +74,12 @@ ITEMS_IN_FLIGHT_PER_WORKER = 4
 # Images decoded before the network runs; more did not make extraction faster.
 IMAGES_PER_CHUNK = 8
 UNKNOWN_SOURCE = "unknown"
+# What a training picture shows is for the owner of the set to say: a header's word on it would
+# refuse what a manifest lists on purpose. Prediction has only the header.
+_SHOWN_BY_MANIFEST = ("body_part", "lateral")
+# Pixels of the whole picture as they are, whatever its shape: a floor shall see what gives a
+# source away, such as exposure, borders and markers, which a preprocessing may take out.
+_FLOOR_RULES = Preprocessing(height=FLOOR_SIDE, width=FLOOR_SIDE, fit="stretch", filter="box")
 # So many other images are looked for before a missing one is taken for the loss of all.
 _NEIGHBOURS = 16
 _KEY_BYTES = 16
@@ -62,7 +96,7 @@ class Extraction:
     n_done : int
         Images worked on, by an earlier run that was resumed too.
     n_rows : int
-        Images that became rows.
+        Images that became rows; with views, each of them several.
     failures : list of (Path, EngineError)
         Images that did not, each with its error; those of this run.
     n_resumed : int
@@ -73,6 +107,8 @@ class Extraction:
         With sample keys: rows whose image file is that of an earlier row.
     n_contradicting : int
         Those of them with another patient, label or split than that row.
+    has_patients : bool
+        Whether patients were named: groups are patients then, and images otherwise.
     unfinished : Path or None
         After an error: the file that keeps the rows for a run with ``resume``.
     """
@@ -85,11 +121,58 @@ class Extraction:
     n_failed_before: int = 0
     n_twice: int = 0
     n_contradicting: int = 0
+    has_patients: bool = False
     unfinished: Path | None = None
 
 
+def network_inputs(
+    picture: Picture, preprocessing: Preprocessing | JoinedPreprocessing
+) -> tuple[NDArray[np.uint8], ...]:
+    """Preprocess a picture for a backbone, or for each of joined ones.
+
+    Parameters
+    ----------
+    picture : Picture
+        From :func:`engine.images.read_picture`.
+    preprocessing : Preprocessing or JoinedPreprocessing
+        How the picture becomes the input of each network.
+
+    Returns
+    -------
+    tuple of uint8 arrays, each (1, height, width)
+        One for each network.
+    """
+    return tuple(preprocess(picture, rules) for rules in preprocessing.parts)
+
+
+def feature_maps(
+    backbone: Backbone, inputs: Sequence[NDArray[np.uint8]], view: View | None = None
+) -> dict[str, NDArray[np.float32]]:
+    """Run a backbone, or joined ones, over one picture or a view of it.
+
+    Parameters
+    ----------
+    backbone : Backbone
+        Loaded network.
+    inputs : sequence of uint8 arrays, each (1, height, width)
+        From :func:`network_inputs`.
+    view : View, optional
+        From :func:`engine.views.draw_views`; the picture itself if left out.
+
+    Returns
+    -------
+    dict of str to float32 (1, c, h, w)
+        Feature maps by tap.
+    """
+    seen = inputs if view is None else [apply_view(image, view) for image in inputs]
+    return backbone.infer_parts([image[np.newaxis] for image in seen])
+
+
 def feature_vector(
-    path: str | Path, backbone: Backbone, preprocessing: Preprocessing, blocks: Sequence[Block]
+    path: str | Path,
+    backbone: Backbone,
+    preprocessing: Preprocessing | JoinedPreprocessing,
+    blocks: Sequence[Block],
 ) -> NDArray[np.float32]:
     """Compute the feature vector of one image file.
 
@@ -102,7 +185,7 @@ def feature_vector(
         PNG, JPEG, TIFF or DICOM.
     backbone : Backbone
         Loaded network.
-    preprocessing : Preprocessing
+    preprocessing : Preprocessing or JoinedPreprocessing
         How the picture becomes the network's input.
     blocks : sequence of Block
         Taps and poolings, in the vector's order.
@@ -117,45 +200,105 @@ def feature_vector(
     ImageError
         The file cannot be read as a picture, or is refused.
     """
-    (vector,) = feature_vectors([path], backbone, preprocessing, blocks)
-    if isinstance(vector, ImageError):
-        raise vector
+    vector: NDArray[np.float32] = feature_views(path, backbone, preprocessing, blocks, 0)[0]
     return vector
+
+
+def feature_views(
+    path: str | Path,
+    backbone: Backbone,
+    preprocessing: Preprocessing | JoinedPreprocessing,
+    blocks: Sequence[Block],
+    n_views: int,
+    *,
+    mirror: bool = False,
+) -> NDArray[np.float32]:
+    """Compute the feature vectors of one image file and of its augmented views.
+
+    Parameters
+    ----------
+    path, backbone, preprocessing, blocks
+        As for :func:`feature_vector`.
+    n_views : int
+        Views beside the original, those of :func:`engine.views.draw_views`, 0 to 32.
+    mirror : bool
+        Whether odd views are mirrored.
+
+    Returns
+    -------
+    ndarray of float32, shape (n_views + 1, d)
+        The original's first, bit for bit what :func:`feature_vector` gives; then the views'.
+
+    Raises
+    ------
+    ImageError
+        The file cannot be read as a picture, or is refused.
+    """
+    views = draw_views(n_views, mirror=mirror)
+    (vectors,) = feature_vectors([path], backbone, preprocessing, blocks, views)
+    if isinstance(vectors, ImageError):
+        raise vectors
+    return vectors
 
 
 def feature_vectors(
     paths: Sequence[str | Path],
     backbone: Backbone,
-    preprocessing: Preprocessing,
+    preprocessing: Preprocessing | JoinedPreprocessing,
     blocks: Sequence[Block],
+    views: Sequence[View] = (),
 ) -> list[NDArray[np.float32] | ImageError]:
-    """Compute the feature vectors of a few image files, stage after stage.
+    """Compute the feature vectors of a few image files and their views, stage after stage.
 
     Decoding all of them before the network runs keeps each stage's code and weights in the
-    processor's cache. The numbers are those of :func:`feature_vector`.
+    processor's cache. The numbers are those of :func:`feature_views`.
 
     Parameters
     ----------
     paths : sequence of str or Path
-        Files; all of their network inputs are in memory at once.
+        Files; all of their network inputs are in memory at once, their views are not.
     backbone, preprocessing, blocks
         As for :func:`feature_vector`.
+    views : sequence of View
+        Augmented views to compute beside the originals.
 
     Returns
     -------
-    list of (ndarray of float32, shape (d,)) or ImageError
+    list of (ndarray of float32, shape (n_views + 1, d)) or ImageError
         For each file its features, or why there are none.
     """
-    inputs: list[NDArray[np.uint8]] = []
+    floors = floor_blocks(blocks)
+    pictures: list[tuple[tuple[NDArray[np.uint8], ...], NDArray[np.uint8] | None]] = []
     errors: dict[int, ImageError] = {}
     for number, path in enumerate(paths):
         try:
-            inputs.append(preprocess(read_picture(path), preprocessing))
+            picture = read_picture(path, allow=_SHOWN_BY_MANIFEST)
+            small = preprocess(picture, _FLOOR_RULES) if floors else None
+            pictures.append((network_inputs(picture, preprocessing), small))
         except ImageError as error:
             errors[number] = error
-    # One picture's feature maps fit into the cache until they are pooled, eight pictures' do not.
-    vectors = (pool_features(backbone.infer(image[np.newaxis]), blocks)[0] for image in inputs)
+    all_views = (View(), *views)
+    vectors = (_vectors(backbone, *seen, blocks, all_views) for seen in pictures)
     return [errors.get(number) or next(vectors) for number in range(len(paths))]
+
+
+def _vectors(
+    backbone: Backbone,
+    inputs: Sequence[NDArray[np.uint8]],
+    small: NDArray[np.uint8] | None,
+    blocks: Sequence[Block],
+    views: Sequence[View],
+) -> NDArray[np.float32]:
+    """Compute a row for each view; one view's feature maps fit into the cache until pooled."""
+    vectors = np.zeros((len(views), feature_width(blocks)), np.float32)
+    pooled = network_blocks(blocks)
+    for row, view in zip(vectors, views, strict=True):
+        row[: feature_width(pooled)] = pool_features(feature_maps(backbone, inputs, view), pooled)
+        if small is not None:
+            seen = apply_view(small, view)[0]
+            for block in floor_blocks(blocks):
+                row[block.offset : block.offset + block.width] = floor_values(seen, block.tap)
+    return vectors
 
 
 def extract_features(
@@ -166,6 +309,9 @@ def extract_features(
     manifest: str | Path | None = None,
     taps: str | None = None,
     pooling: str | None = None,
+    views: int = 0,
+    mirror: bool = False,
+    floors: str | None = None,
     dtype: str = "f16",
     about: Mapping[str, Any] | None = None,
     seed: int | None = None,
@@ -192,6 +338,15 @@ def extract_features(
         ``"block10:mean+std,final:mean"``; default is the backbone's measured choice.
     pooling : str, optional
         Poolings for the taps that name none, ``"mean,max,std"``.
+    views : int
+        Augmented views of each image beside the original (:mod:`engine.views`), 0 to 32: rows
+        behind the image's own, of the same group, with their number in the column ``view``. An
+        image without a patient is then a group of its own.
+    mirror : bool
+        Whether odd views are mirrored.
+    floors : str, optional
+        ``"border"``, ``"pixels"`` or both: blocks of pixels of the picture reduced to 64 x 64,
+        against which heads are measured. A container with all pixels must not be shared.
     dtype : {"f16", "f32", "i8"}, optional
         Element type in the file.
     about : mapping, optional
@@ -232,7 +387,8 @@ def extract_features(
     ContainerError
         The output cannot be written; an unfinished file is there and `resume` is false.
     MismatchError
-        The run to be resumed had other images, labels or options.
+        An unknown tap, pooling or floor, too many views, or the run to be resumed had other images,
+        labels or options.
 
     Notes
     -----
@@ -245,10 +401,12 @@ def extract_features(
     paths = [image for image in images if not isinstance(image, Sample)]
     if paths or manifest is not None or not samples:
         samples += collect_samples(paths, manifest)
-    preprocessing = Preprocessing.from_dict(backbone.preprocessing)
-    blocks = choose_blocks(backbone, taps, pooling)
-    table = _Table(samples)
+    preprocessing = read_preprocessing(backbone.preprocessing)
+    blocks = add_floors(choose_blocks(backbone, taps, pooling), parse_floors(floors))
+    drawn = draw_views(views, mirror=mirror)
+    table = _Table(samples, views)
     result = extraction if extraction is not None else Extraction()
+    result.has_patients = table.has_patients
     notes: dict[str, Any] = {
         "format": "hilum-notes",
         "version": 1,
@@ -261,6 +419,8 @@ def extract_features(
     }
     if table.sources:
         notes["sources"] = list(table.sources)
+    if views:
+        notes["views"] = views_to_notes(views, mirror=mirror, patients=table.has_patients)
     if about:
         notes["about"] = dict(about)
     # A class name that looks like a date is refused now, not after an hour of work.
@@ -278,7 +438,7 @@ def extract_features(
         out,
         dim=feature_width(blocks),
         dtype=dtype,
-        expected_rows=len(samples),
+        expected_rows=len(samples) * (1 + views),
         backbone_digest=backbone.digest,
         preprocessing_digest=preprocessing.digest,
         group_order="given",  # numbers are given in the order of the shuffled rows
@@ -289,23 +449,23 @@ def extract_features(
         _check_job(writer, job, seed)
         if writer.finished:
             result.n_images = result.n_done = result.n_resumed = writer.n_items
-            result.n_rows = writer.n_rows
-            result.n_failed_before = writer.n_items - writer.n_rows
+            result.n_rows = writer.n_rows // (1 + views)
+            result.n_failed_before = writer.n_items - result.n_rows
             return formats.open_container(out)
         order = np.random.default_rng(int((writer.job or job)["order"]))
         samples = [samples[index] for index in order.permutation(len(samples))]
         table.number_groups(samples)
         result.n_images = len(samples)
         result.n_done = result.n_resumed = writer.n_items
-        result.n_rows = writer.n_rows
-        result.n_failed_before = writer.n_items - writer.n_rows
+        result.n_rows = writer.n_rows // (1 + views)
+        result.n_failed_before = writer.n_items - result.n_rows
 
         def work(chunk: range) -> tuple[list[NDArray[np.float32] | ImageError], list[bytes]]:
             paths = [samples[number].path for number in chunk]
             keys = []
             if sample_key_secret is not None:
                 keys = [_file_key(sample_key_secret, path) for path in paths]
-            return feature_vectors(paths, backbone, preprocessing, blocks), keys
+            return feature_vectors(paths, backbone, preprocessing, blocks, drawn), keys
 
         try:
             _extract_rows(
@@ -331,7 +491,8 @@ def extract_features(
         except BaseException:
             if writer.keeps:
                 result.unfinished = Path(f"{out}.part")
-                result.n_done, result.n_rows = writer.n_items, writer.n_rows
+                result.n_done = writer.n_items
+                result.n_rows = writer.n_rows // (1 + views)
             raise
     container = formats.open_container(out)
     _count_twice(container, result)
@@ -342,16 +503,17 @@ def _count_twice(container: formats.Container, result: Extraction) -> None:
     """Count image files that are there more than once, as their keys tell."""
     if container.sample_keys is None:
         return
+    rows = container.rows(views=False)
     _, first, image = np.unique(
-        container.sample_keys, axis=0, return_index=True, return_inverse=True
+        container.sample_keys[rows], axis=0, return_index=True, return_inverse=True
     )
     original = first[image.reshape(-1)]
-    again = original != np.arange(container.n_rows)
-    differs = np.zeros(container.n_rows, np.bool_)
+    again = original != np.arange(len(rows))
+    differs = np.zeros(len(rows), np.bool_)
     for name in ("group", "label", "split"):
         column = container.columns.get(name)
         if column is not None:
-            other = column != column[original]
+            other = column[rows] != column[rows][original]
             differs |= other.any(axis=1) if other.ndim == 2 else other
     result.n_twice = int(np.count_nonzero(again))
     result.n_contradicting = int(np.count_nonzero(again & differs))
@@ -426,7 +588,7 @@ _JOB_WORDS = {
     "order": "seed",
     "names": "names of the images",
     "table": "labels, patients or other columns",
-    "notes": "backbone, features, classes or --about",
+    "notes": "backbone, features, views, classes or --about",
     "keys": "secret of the sample keys",
 }
 
@@ -470,18 +632,21 @@ def _append(
     """Write the rows of a chunk, all or none of it; return what did not become a row."""
     failures: dict[Path, ImageError] = {}
     rows: list[tuple[Path, NDArray[np.float32], dict[str, NDArray[Any]]]] = []
-    for i, (number, vector) in enumerate(zip(chunk, vectors, strict=True)):
+    for i, (number, views) in enumerate(zip(chunk, vectors, strict=True)):
         path = samples[number].path
-        if isinstance(vector, ImageError):
-            failures[path] = vector
+        if isinstance(views, ImageError):
+            failures[path] = views
             continue
         columns = table.columns_of(samples[number], number)
         if keys:
             columns["sample_key"] = np.frombuffer(keys[i], np.uint8).reshape(1, -1)
-        rows.append((path, vector, columns))
+        columns = {name: np.repeat(values, len(views), axis=0) for name, values in columns.items()}
+        if table.n_views:
+            columns["view"] = np.arange(len(views), dtype=np.uint8)
+        rows.append((path, views, columns))
 
     def write() -> None:
-        features = np.stack([row[1] for row in rows]) if rows else np.empty((0, writer.dim))
+        features = np.concatenate([row[1] for row in rows]) if rows else np.empty((0, writer.dim))
         names = rows[0][2] if rows else {}
         columns = {name: np.concatenate([row[2][name] for row in rows]) for name in names}
         writer.append(features, n_items=len(chunk), **columns)
@@ -494,7 +659,7 @@ def _append(
         fitting = []
         for row in rows:
             try:
-                writer.check(row[1][np.newaxis])
+                writer.check(row[1])
             except ValueError as too_large:
                 failures[row[0]] = ImageError(row[0], str(too_large))
             else:
@@ -608,7 +773,8 @@ class _Table:
     numbers are dense, and random with respect to everything outside the file.
     """
 
-    def __init__(self, samples: Sequence[Sample]) -> None:
+    def __init__(self, samples: Sequence[Sample], n_views: int = 0) -> None:
+        self.n_views = n_views
         self.has_labels = any(sample.labels is not None for sample in samples)
         names = {
             label.removesuffix(UNCERTAIN_SUFFIX)
@@ -627,8 +793,9 @@ class _Table:
                 raise ManifestError(
                     bare[0].path, "has no label while others have one; label all images or none"
                 )
-        patients = [sample.patient for sample in samples]
-        self.has_groups = any(patient is not None for patient in patients)
+        self.has_patients = any(sample.patient is not None for sample in samples)
+        # The views of one image must not be learned from and judged, whoever it is of.
+        self.has_groups = self.has_patients or n_views > 0
         self.has_splits = any(sample.split for sample in samples)
         self.has_sex = any(sample.sex for sample in samples)
         self.has_age = any(sample.age != Sample(Path()).age for sample in samples)

@@ -12,7 +12,7 @@ import importlib
 import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.errors import ImageError, Refused
+from engine.errors import ImageError
 from engine.picture import (
     MAX_PIXELS,
     Picture,
@@ -31,6 +31,7 @@ from engine.picture import (
     finish_picture,
     look_up,
     quiet_decoders,
+    refuse,
     scale_to_8_bits,
     sniff,
 )
@@ -42,10 +43,12 @@ __all__ = [
     "FILTERS",
     "FITS",
     "IMAGE_SUFFIXES",
+    "JoinedPreprocessing",
     "Preprocessing",
     "find_images",
     "preprocess",
     "read_picture",
+    "read_preprocessing",
 ]
 
 IMAGE_SUFFIXES = (".dcm", ".dicom", ".jpeg", ".jpg", ".png", ".tif", ".tiff")
@@ -63,7 +66,7 @@ SUPPORTED = "PNG, JPEG, TIFF and DICOM"
 _HEAD_BYTES = 1024
 
 
-def read_picture(path: str | PathLike[str]) -> Picture:
+def read_picture(path: str | PathLike[str], *, allow: Collection[str] = ()) -> Picture:
     """Read a PNG, JPEG, TIFF or DICOM file as one grayscale picture.
 
     Colour becomes luma by ITU-R BT.601-7 section 2.5.1 (0.299 R + 0.587 G + 0.114 B); transparency
@@ -80,6 +83,9 @@ def read_picture(path: str | PathLike[str]) -> Picture:
     ----------
     path : str or PathLike
         The file; its name and suffix do not matter.
+    allow : collection of str, optional
+        Reasons of refusal that are set aside, of :data:`engine.errors.OVERRIDABLE`; each that would
+        have applied is in ``about["allowed"]``. Of several pictures the first is read.
 
     Returns
     -------
@@ -100,14 +106,14 @@ def read_picture(path: str | PathLike[str]) -> Picture:
     if kind == "dicom":
         from engine.dicom import read_dicom
 
-        return read_dicom(file)
+        return read_dicom(file, allow=allow)
     if kind is None:
         raise ImageError(
             file,
             f"{_describe_stranger(head)}, not a picture; expected {SUPPORTED} "
             "(the content decides, not the name); convert it or leave it out",
         )
-    return _read_with_pillow(file, kind)
+    return _read_with_pillow(file, kind, allow)
 
 
 def find_images(folder: str | PathLike[str]) -> list[Path]:
@@ -287,11 +293,93 @@ class Preprocessing:
             )
         return cls(**values)
 
+    @property
+    def parts(self) -> tuple[Preprocessing, ...]:
+        """The rules for each input of the network: these, once."""
+        return (self,)
+
     @cached_property
     def digest(self) -> str:
         """SHA-256, 64 hexadecimal digits, of the canonical JSON: sorted keys, no spaces, ASCII."""
-        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), allow_nan=False)
-        return hashlib.sha256(text.encode("ascii")).hexdigest()
+        return _digest(self.to_dict())
+
+
+@dataclass(frozen=True)
+class JoinedPreprocessing:
+    """The rules of several backbones that look at one picture.
+
+    Parameters
+    ----------
+    parts : tuple of Preprocessing
+        The rules of each backbone, in their order; two or more.
+
+    Raises
+    ------
+    ValueError
+        Fewer than two.
+    """
+
+    parts: tuple[Preprocessing, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.parts) < 2:
+            raise ValueError(f"preprocessing: {len(self.parts)} part(s), expected two or more")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the rules as plain values.
+
+        Returns
+        -------
+        dict
+            Every field of :class:`Preprocessing` by its name, with a list of the parts' values.
+        """
+        rules = [part.to_dict() for part in self.parts]
+        return {name: [rule[name] for rule in rules] for name in rules[0]}
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256, 64 hexadecimal digits, of the canonical JSON of :meth:`to_dict`."""
+        return _digest(self.to_dict())
+
+
+def read_preprocessing(values: Mapping[str, Any]) -> Preprocessing | JoinedPreprocessing:
+    """Make the rules of one backbone, or of joined ones, of plain values.
+
+    Parameters
+    ----------
+    values : mapping
+        From a container's notes or a head: fields by name, or lists of them for joined backbones.
+
+    Returns
+    -------
+    Preprocessing or JoinedPreprocessing
+        The rules.
+
+    Raises
+    ------
+    ValueError
+        A key or value these rules do not know, or lists of different lengths.
+    """
+    lists = {name: value for name, value in values.items() if isinstance(value, list | tuple)}
+    if not lists:
+        return Preprocessing.from_dict(values)
+    lengths = {len(value) for value in lists.values()}
+    if len(lists) != len(values) or len(lengths) != 1:
+        raise ValueError(
+            "preprocessing: some settings are lists and others not, or of other lengths; expected "
+            "a list with one value for each joined backbone in all of them; extract again"
+        )
+    return JoinedPreprocessing(
+        tuple(
+            Preprocessing.from_dict({name: value[number] for name, value in lists.items()})
+            for number in range(lengths.pop())
+        )
+    )
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
 def preprocess(picture: Picture, preprocessing: Preprocessing) -> NDArray[np.uint8]:
@@ -441,7 +529,7 @@ def _describe_stranger(head: bytes) -> str:
     return "holds bytes of no known format"
 
 
-def _read_with_pillow(path: Path, kind: str) -> Picture:
+def _read_with_pillow(path: Path, kind: str, allow: Collection[str]) -> Picture:
     from PIL import Image, UnidentifiedImageError
 
     # The one plug-in that is needed; Pillow would import all it has to try every format.
@@ -450,6 +538,7 @@ def _read_with_pillow(path: Path, kind: str) -> Picture:
     # MPO: a JPEG with previews behind the picture, which every other reader ignores too.
     formats = ("JPEG", "MPO") if kind == "jpeg" else (kind.upper(),)
     notes: list[str] = []
+    allowed: list[str] = []
     try:
         with quiet_decoders(), ExitStack() as stack:
             # Given a name, Pillow 13 maps uncompressed TIFF into memory and, where the orientation
@@ -459,11 +548,8 @@ def _read_with_pillow(path: Path, kind: str) -> Picture:
             check_size(path, *image.size)
             frames = 1 if kind == "jpeg" else getattr(image, "n_frames", 1)
             if frames > 1:
-                raise Refused(
-                    path,
-                    "multi_frame",
-                    f"holds {frames} pictures, expected one; save the X-ray alone",
-                )
+                found = f"holds {frames} pictures, expected one; save the X-ray alone"
+                refuse(path, "multi_frame", found, allow, allowed)
             deep = any(";16" in str(tile) for tile in image.tile)
             # Pillow inverts WhiteIsZero (TIFF 6.0 section 3) for 1 and 8 bits, not for 16.
             white_is_zero = kind == "tiff" and image.tag_v2.get(262) == 0  # type: ignore[attr-defined]
@@ -500,7 +586,9 @@ def _read_with_pillow(path: Path, kind: str) -> Picture:
             )
         notes.append("16-bit colour was read by its upper 8 bits")
     about: dict[str, Any] = {"notes": notes} if notes else {}
-    return finish_picture(Picture(pixels, path, kind, bits, about))
+    if allowed:
+        about["allowed"] = allowed
+    return finish_picture(Picture(pixels, path, kind, bits, about), allow)
 
 
 def _upright(image: Image.Image, notes: list[str]) -> Image.Image:

@@ -17,12 +17,20 @@ from numpy.typing import NDArray
 from engine.errors import BackboneError, MismatchError
 
 __all__ = [
+    "BORDER_TAP",
     "DEFAULT_POOLINGS",
+    "FLOOR_TAPS",
+    "PIXELS_TAP",
     "POOLINGS",
     "Block",
+    "add_floors",
     "blocks_from_notes",
     "blocks_to_notes",
     "feature_width",
+    "floor_blocks",
+    "floor_values",
+    "network_blocks",
+    "parse_floors",
     "parse_taps",
     "pool_features",
 ]
@@ -47,6 +55,19 @@ _SLOTS = {
 #: like pool the cells of a grid, in row-major order, so that the head knows where in the chest.
 POOLINGS = tuple(_SLOTS)
 DEFAULT_POOLINGS = "mean,max,std"
+
+BORDER_TAP = "border"
+PIXELS_TAP = "pixels"
+
+FLOOR_TAPS = (BORDER_TAP, PIXELS_TAP)
+"""Taps that are no feature maps but pixels of the reduced picture: what a head that has learned
+medicine must be better than. No head learns from them."""
+
+FLOOR_SIDE = 64
+FLOOR_POOLING = f"{FLOOR_SIDE}x{FLOOR_SIDE}"
+FLOOR_FRAME = FLOOR_SIDE // 10
+"""Rows and columns of the border on each side: a tenth, where markers, collimators and a patient's
+arms are, and lungs are not."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +162,116 @@ def parse_taps(text: str, poolings: str | None, channels: Mapping[str, int]) -> 
             blocks.append(Block(tap, pooling, offset, width))
             offset += width
     return tuple(blocks)
+
+
+def network_blocks(blocks: Iterable[Block]) -> tuple[Block, ...]:
+    """Return the blocks a head may learn from.
+
+    Parameters
+    ----------
+    blocks : iterable of Block
+        Blocks of a feature vector.
+
+    Returns
+    -------
+    tuple of Block
+        Those of feature maps, in their order.
+    """
+    return tuple(block for block in blocks if block.tap not in FLOOR_TAPS)
+
+
+def floor_blocks(blocks: Iterable[Block]) -> tuple[Block, ...]:
+    """Return the blocks of pixels, against which heads are measured.
+
+    Parameters
+    ----------
+    blocks : iterable of Block
+        Blocks of a feature vector.
+
+    Returns
+    -------
+    tuple of Block
+        Those whose tap is in `FLOOR_TAPS`, in their order.
+    """
+    return tuple(block for block in blocks if block.tap in FLOOR_TAPS)
+
+
+def parse_floors(text: str | None) -> tuple[str, ...]:
+    """Read the text of ``--floors``.
+
+    Parameters
+    ----------
+    text : str or None
+        ``"border"``, ``"pixels"`` or both, separated by a comma.
+
+    Returns
+    -------
+    tuple of str
+        In the order of `FLOOR_TAPS`; empty for None.
+
+    Raises
+    ------
+    MismatchError
+        An unknown floor, one named twice, or none.
+    """
+    if text is None:
+        return ()
+    names = [part.strip() for part in text.split(",")]
+    for name in names:
+        if name not in FLOOR_TAPS:
+            raise MismatchError(
+                f"unknown floor {name!r} in {text!r}; valid are: {', '.join(FLOOR_TAPS)}"
+            )
+    if len(set(names)) != len(names):
+        raise MismatchError(f"a floor is named twice in {text!r}; name each once")
+    return tuple(name for name in FLOOR_TAPS if name in names)
+
+
+def add_floors(blocks: Sequence[Block], floors: Sequence[str]) -> tuple[Block, ...]:
+    """Put blocks of pixels behind those of the network.
+
+    Parameters
+    ----------
+    blocks : sequence of Block
+        Blocks of feature maps.
+    floors : sequence of str
+        As `parse_floors` gives them.
+
+    Returns
+    -------
+    tuple of Block
+        All of them, offsets without gaps.
+    """
+    result = list(blocks)
+    for name in floors:
+        width = int(_floor_mask(name).sum())
+        result.append(Block(name, FLOOR_POOLING, feature_width(result), width))
+    return tuple(result)
+
+
+def floor_values(small: NDArray[np.uint8], tap: str) -> NDArray[np.uint8]:
+    """Take the pixels of a floor out of the reduced picture.
+
+    Parameters
+    ----------
+    small : uint8 (64, 64)
+        The whole picture, reduced by averaging areas.
+    tap : str
+        One of `FLOOR_TAPS`.
+
+    Returns
+    -------
+    uint8 (d,)
+        All 4,096 pixels, or the 1,392 of the border, row by row.
+    """
+    return small[_floor_mask(tap)]
+
+
+def _floor_mask(tap: str) -> NDArray[np.bool_]:
+    mask = np.ones((FLOOR_SIDE, FLOOR_SIDE), np.bool_)
+    if tap == BORDER_TAP:
+        mask[FLOOR_FRAME:-FLOOR_FRAME, FLOOR_FRAME:-FLOOR_FRAME] = False
+    return mask
 
 
 def blocks_to_notes(blocks: Sequence[Block]) -> list[dict[str, Any]]:

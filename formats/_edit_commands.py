@@ -43,6 +43,7 @@ examples:
   %(prog)s chest.hilum -o train.hilum --split train,valid
   %(prog)s chest.hilum -o two.hilum --class normal,pneumonia --drop-classes
   %(prog)s chest.hilum -o first.hilum --rows 0:1000
+  %(prog)s chest.hilum -o share.hilum --without-floors
 """
 _WITHDRAW = """\
 Let patients leave: all their rows become zero and are flagged, so that nothing uses them any more
@@ -125,6 +126,15 @@ def add_parsers(commands: Any) -> None:
     )
     subset.add_argument(
         "--drop-classes", action="store_true", help="forget the names of classes without rows"
+    )
+    subset.add_argument(
+        "--without-views", action="store_true", help="leave augmented views of the images out"
+    )
+    subset.add_argument(
+        "--without-floors",
+        action="store_true",
+        help="leave the blocks of pixels out (engine.extract --floors): a file with them is not "
+        "for sharing",
     )
     _add_seed(subset)
     subset.set_defaults(run=_subset, parser=subset)
@@ -332,12 +342,18 @@ def _subset(given: argparse.Namespace) -> int:
             groups=given.groups,
             sources=given.sources,
             drop_classes=given.drop_classes,
+            without_views=given.without_views,
+            without_floors=given.without_floors,
             seed=given.seed,
             overwrite=given.overwrite,
             progress=advance,
         )
     counts = report.counts
-    said = [(counts["left_out"], "rows left out"), (counts["withdrawn"], "of them withdrawn")]
+    said = [
+        (counts["left_out"], "rows left out"),
+        (counts["withdrawn"], "of them withdrawn"),
+        (counts["left_out_features"], "features left out"),
+    ]
     return _tell(report, given.quiet, said)
 
 

@@ -114,6 +114,8 @@ def describe_container(container: Container) -> dict[str, Any]:
         "path": str(container.path),
         "n_rows": container.n_rows,
         "n_withdrawn": container.n_rows - len(container.rows()),
+        "n_views": len(container.rows()) - len(container.rows(views=False)),
+        "not_for_sharing": container.not_for_sharing,
         "dim": container.dim,
         "dtype": container.dtype,
         "size_bytes": container.size_bytes,
@@ -135,6 +137,7 @@ def describe_container(container: Container) -> dict[str, Any]:
         "classes": list(container.classes),
         "sources": list(container.sources_names),
         "table": list(_count(container)),
+        "views": notes.get("views"),
         "about": notes.get("about", {}),
         "software": notes.get("software", {}),
         "n_refused": notes.get("n_refused"),
@@ -143,12 +146,12 @@ def describe_container(container: Container) -> dict[str, Any]:
 
 
 def _count(container: Container) -> Iterator[dict[str, Any]]:
-    """Count rows and groups of each class and split.
+    """Count rows and groups of each class and split; augmented views are not counted.
 
     Class None stands for all of them together (a class may be called "all"), so does split "all".
     """
     kept = np.zeros(container.n_rows, np.bool_)
-    kept[container.rows()] = True
+    kept[container.rows(views=False)] = True
     splits = container.splits
     names = [*SPLITS, "all"] if splits is not None else ["all"]
     for class_name, of_class in _classes(container):
@@ -177,8 +180,15 @@ def _classes(container: Container) -> Iterator[tuple[str | None, NDArray[np.bool
 
 def _lines(facts: dict[str, Any]) -> Iterator[str]:
     yield facts["path"]
+    if facts["not_for_sharing"]:
+        yield f"  {facts['not_for_sharing']}"
     withdrawn = f" ({facts['n_withdrawn']} withdrawn)" if facts["n_withdrawn"] else ""
     yield f"  rows           {facts['n_rows']}{withdrawn}"
+    if facts["n_views"]:
+        yield (
+            f"  {'':14} {facts['n_views']} of them are augmented views, to learn from and never "
+            "to judge by"
+        )
     yield f"  features       {facts['dim']} x {facts['dtype']} a row"
     yield f"  size           {size_text(facts['size_bytes'])}, {facts['row_bytes']:.0f} bytes a row"
     yield f"  uuid           {facts['uuid']}"
@@ -200,7 +210,10 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
     if facts["n_groups"] is not None:
         marked = any(column["name"] == "split" for column in facts["columns"])
         clean = ", no patient in two splits" if facts["group_clean"] else ", PATIENTS IN TWO SPLITS"
-        yield f"  groups         {facts['n_groups']} patients{clean if marked else ''}"
+        who = "patients"
+        if facts["views"] and facts["views"]["group"] == "image":
+            who = "(patients, or images where none were named)"
+        yield f"  groups         {facts['n_groups']} {who}{clean if marked else ''}"
     if facts["sources"]:
         yield f"  sources        {', '.join(facts['sources'])}"
     if facts["n_refused"] is not None:
@@ -238,7 +251,8 @@ def table_lines(facts: dict[str, Any]) -> Iterator[str]:
         if entry["rows"]:
             filled.add(entry["split"])
     splits = [name for name in (*SPLITS, "all") if name in filled]
-    title = "class" if facts["n_groups"] is None else "class, rows (patients)"
+    counted = "images" if facts["n_views"] else "rows"
+    title = "class" if facts["n_groups"] is None else f"class, {counted} (patients)"
     width = max(len(title), *(len(name or "all") for name in cells))
     widths = {s: max(len(s), *(len(row.get(s, "")) for row in cells.values())) for s in splits}
     yield f"  {title:{width}}  " + "  ".join(f"{s:>{widths[s]}}" for s in splits)

@@ -508,6 +508,7 @@ def write_rows(
     dtype: str | None = None,
     keep_scales: bool = True,
     scales: NDArray[np.float32] | None = None,
+    features: NDArray[np.int64] | None = None,
     overwrite: bool = True,
     group_order: Literal["random", "given"] = "random",
     seed: int | None = None,
@@ -535,6 +536,8 @@ def write_rows(
         Whether i8 elements are copied bit for bit with the first source's scales.
     scales : float32 (dim,), optional
         Other scales, of a single i8 source: its elements are converted where the scale is another.
+    features : int64 (dim,), optional
+        Which features to write; left out, all of them.
     overwrite : bool
         Whether a file that is there may be replaced.
     group_order, seed
@@ -558,10 +561,13 @@ def write_rows(
     elif stored == "i8":
         scales = first.scales if raw and keep_scales else None
         raw = scales is not None
+    dim = first.dim if features is None else len(features)
+    if features is not None and scales is not None:
+        scales = scales[features]
     try:
         with ContainerWriter(
             out,
-            dim=first.dim,
+            dim=dim,
             dtype=stored,
             expected_rows=len(rows) or None,
             backbone_digest=first.backbone_digest,
@@ -575,7 +581,7 @@ def write_rows(
             for piece in iter_pieces(len(rows), first.dim):
                 part = rows[piece]
                 element = ELEMENTS[stored] if raw else np.dtype("<f4")
-                features = np.empty((len(part), first.dim), element)
+                read = np.empty((len(part), first.dim), element)
                 for i, container in enumerate(containers):
                     mine = (
                         np.arange(len(part)) if files is None else np.flatnonzero(files[piece] == i)
@@ -585,19 +591,19 @@ def write_rows(
                     values = container.read_stored(part[mine])
                     if not raw and container.scales is not None:
                         values = values * container.scales
-                    features[mine] = values
-                if raw and stored == "i8" and int(features.min()) < _LEAST_I8:
+                    read[mine] = values
+                if raw and stored == "i8" and int(read.min()) < _LEAST_I8:
                     raise ContainerError(
                         first.path,
-                        f"holds the i8 element {features.min()}, which Hilum never writes. Export "
+                        f"holds the i8 element {read.min()}, which Hilum never writes. Export "
                         "it, and import that with --dtype f16.",
                     )
                 if len(changed):
-                    finer = np.rint(features[:, changed] * factor)
+                    finer = np.rint(read[:, changed] * factor)
                     # only rows that are withdrawn reach beyond, and these become zero
-                    features[:, changed] = np.clip(finer, _LEAST_I8, -_LEAST_I8)
+                    read[:, changed] = np.clip(finer, _LEAST_I8, -_LEAST_I8)
                 part_columns: Any = {name: values[piece] for name, values in columns.items()}
-                writer.append(features, **part_columns)
+                writer.append(read if features is None else read[:, features], **part_columns)
                 meter.add(rest * len(part) // max(1, len(rows)))
             # Windows does not rename over a file that is open, and the name may be a source's
             for container in containers:

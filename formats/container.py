@@ -31,6 +31,9 @@ SPLITS: tuple[str, ...] = ("none", "train", "valid", "test")
 
 SEXES: tuple[str, ...] = ("unknown", "female", "male", "other")
 PROJECTIONS: tuple[str, ...] = ("unknown", "PA", "AP", "AP supine", "lateral", "other")
+PIXELS_TAP = "pixels"
+FLOOR_TAPS = ("border", PIXELS_TAP)
+"""Taps of blocks that hold pixels of the reduced picture and no features."""
 AGE_UNKNOWN = 255
 AGE_TOP = 90
 """Ages are whole years; this one means so many or more."""
@@ -379,15 +382,34 @@ class Container:
         """Index into unknown, PA, AP, AP supine, lateral, other; ``(n_rows,)`` uint8, or None."""
         return self._role(lib.HILUM_ROLE_PROJECTION)
 
+    @property
+    def floor_blocks(self) -> tuple[dict[str, Any], ...]:
+        """Those of `blocks` that hold pixels, not features: what heads are measured against."""
+        return tuple(block for block in self.blocks if block["tap"] in FLOOR_TAPS)
+
+    @property
+    def not_for_sharing(self) -> str | None:
+        """Why the file must not be given away, and what to do; None if it may be."""
+        if not any(block["tap"] == PIXELS_TAP for block in self.blocks):
+            return None
+        return (
+            "NOT FOR SHARING: every row holds the picture itself, reduced to 64 x 64 pixels (block "
+            "pixels). A copy without it: python -m formats subset FILE -o OUT --without-floors"
+        )
+
     # ---- Rows ---------------------------------------------------------------------------------
 
-    def rows(self, split: str | Sequence[str] | None = None) -> NDArray[np.int64]:
+    def rows(
+        self, split: str | Sequence[str] | None = None, *, views: bool = True
+    ) -> NDArray[np.int64]:
         """Return the indices of the rows of a split; withdrawn rows are left out.
 
         Parameters
         ----------
         split : str, sequence of str, or None
             One or several of none, train, valid, test; None takes every row.
+        views : bool
+            False leaves out augmented views: rows are then as many as images.
 
         Returns
         -------
@@ -417,6 +439,8 @@ class Container:
             keep = np.isin(self.splits, [SPLITS.index(name) for name in names])
         if self.row_flags is not None:
             keep &= (self.row_flags & lib.HILUM_ROW_WITHDRAWN) == 0
+        if not views and self.views is not None:
+            keep &= self.views == 0
         return np.flatnonzero(keep).astype(np.int64, copy=False)
 
     def read_rows(self, rows: slice | npt.ArrayLike | None = None) -> NDArray[np.float32]:
@@ -562,7 +586,7 @@ class Container:
             raise container_error(self.path, status, error)
 
     def arrays(
-        self, split: str | Sequence[str] | None = None
+        self, split: str | Sequence[str] | None = None, *, views: bool = False
     ) -> tuple[NDArray[np.float32], NDArray[Any]]:
         """Return features and labels as scikit-learn takes them.
 
@@ -570,6 +594,9 @@ class Container:
         ----------
         split : str, sequence of str, or None
             As in `rows`.
+        views : bool
+            True takes augmented views as well: to learn from, never to judge by, and in a
+            cross-validation only with folds made of `groups`.
 
         Returns
         -------
@@ -582,7 +609,7 @@ class Container:
             The file has no labels, or no splits where one is asked for.
         """
         labels = self._require_labels()
-        rows = self.rows(split)
+        rows = self.rows(split, views=views)
         return self.read_rows(rows), labels[rows]
 
     def _require_labels(self) -> NDArray[Any]:
@@ -604,6 +631,7 @@ class Container:
         seed: int | Sequence[int] | None = None,
         columns: Sequence[str] = (),
         labels: bool = True,
+        views: bool = False,
     ) -> Iterator[tuple[NDArray[Any], ...]]:
         """Go through the rows once, a batch at a time, in bounded memory.
 
@@ -622,6 +650,8 @@ class Container:
             More columns to give, by name, such as ``("group",)``.
         labels : bool
             False leaves the labels out, for a container that has none.
+        views : bool
+            True takes augmented views as well, to learn from.
 
         Yields
         ------
@@ -640,7 +670,14 @@ class Container:
             No such split, or `batch_rows` is less than 1.
         """
         return datasets.iter_batches(
-            self, split, batch_rows, shuffle=shuffle, seed=seed, columns=columns, labels=labels
+            self,
+            split,
+            batch_rows,
+            shuffle=shuffle,
+            seed=seed,
+            columns=columns,
+            labels=labels,
+            views=views,
         )
 
     def torch_dataset(
@@ -650,6 +687,7 @@ class Container:
         dtype: Literal["float32", "stored"] = "float32",
         columns: Sequence[str] = (),
         labels: bool = True,
+        views: bool = False,
         transform: Callable[[Any], Any] | None = None,
     ) -> Any:
         """Give the rows as a map-style PyTorch Dataset, for a ``DataLoader``.
@@ -665,6 +703,8 @@ class Container:
             More columns to give, by name, such as ``("group",)``.
         labels : bool
             False leaves the labels out, for a container that has none.
+        views : bool
+            True takes augmented views as well, to learn from.
         transform : callable, optional
             Called with the features of one row, or with a batch where one is asked for, and
             returns what takes their place. It may change them in place.
@@ -695,7 +735,13 @@ class Container:
         batch_size=None)``.
         """
         return datasets.torch_dataset(
-            self, split, dtype=dtype, columns=columns, labels=labels, transform=transform
+            self,
+            split,
+            dtype=dtype,
+            columns=columns,
+            labels=labels,
+            views=views,
+            transform=transform,
         )
 
     def tf_dataset(
@@ -707,6 +753,7 @@ class Container:
         seed: int | None = None,
         columns: Sequence[str] = (),
         labels: bool = True,
+        views: bool = False,
     ) -> Any:
         """Give the rows as a ``tf.data.Dataset`` of batches, read while training goes on.
 
@@ -724,6 +771,8 @@ class Container:
             More columns to give, by name, such as ``("group",)``.
         labels : bool
             False leaves the labels out, for a container that has none.
+        views : bool
+            True takes augmented views as well, to learn from.
 
         Returns
         -------
@@ -746,6 +795,7 @@ class Container:
             seed=seed,
             columns=columns,
             labels=labels,
+            views=views,
         )
 
     def _features_memory(self) -> Any:

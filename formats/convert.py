@@ -102,7 +102,8 @@ def export_container(
     Raises
     ------
     ContainerError
-        The container is damaged, the ending is unknown, or pyarrow is missing.
+        The container is damaged or holds pixels of the images (`Container.not_for_sharing`), the
+        ending is unknown, or pyarrow is missing.
     WriteError
         The table cannot be written, or is there already.
     """
@@ -111,6 +112,8 @@ def export_container(
     remarks: list[str] = []
     with open_verified([path], progress) as (opened, meter):
         source = opened[0]
+        if source.not_for_sharing:
+            raise ContainerError(source.path, f"is not exported. {source.not_for_sharing}.")
         notes = copy_notes(source, remarks)
         # what is made of the table again is a child of this container, and known as one
         notes["derived_from"] = lineage([source])

@@ -32,11 +32,12 @@ def iter_batches(
     seed: int | Sequence[int] | None = None,
     columns: Sequence[str] = (),
     labels: bool = True,
+    views: bool = False,
 ) -> Iterator[tuple[NDArray[Any], ...]]:
     """Go through the rows once in batches; see `Container.iter_batches`."""
     if batch_rows < 1:
         raise ValueError(f"batch_rows is {batch_rows}, expected at least 1")
-    rows = container.rows(split)
+    rows = container.rows(split, views=views)
     chosen = _choose_columns(container, columns, labels)
     if shuffle:
         rows = np.random.default_rng(seed).permutation(rows)
@@ -82,6 +83,7 @@ def torch_dataset(
     dtype: Literal["float32", "stored"] = "float32",
     columns: Sequence[str] = (),
     labels: bool = True,
+    views: bool = False,
     transform: Callable[[Any], Any] | None = None,
     _uuid: str | None = None,
 ) -> Any:
@@ -94,7 +96,7 @@ def torch_dataset(
             f"the file was replaced: it holds the data set {container.uuid}, and this worker was "
             f"to read {_uuid}. Open it again.",
         )
-    return _torch_class()(container, split, dtype, tuple(columns), labels, transform)
+    return _torch_class()(container, split, dtype, tuple(columns), labels, views, transform)
 
 
 @functools.cache
@@ -113,11 +115,12 @@ def _torch_class() -> Any:
             dtype: Literal["float32", "stored"],
             columns: tuple[str, ...],
             labels: bool,
+            views: bool,
             transform: Callable[[Any], Any] | None,
         ) -> None:
             self.container = container
-            self._made_of = (split, dtype, columns, labels, transform)
-            self._rows = container.rows(split)
+            self._made_of = (split, dtype, columns, labels, views, transform)
+            self._rows = container.rows(split, views=views)
             self._columns = [
                 torch.from_numpy(_signed(column[self._rows]))
                 for column in _choose_columns(container, columns, labels)
@@ -190,6 +193,7 @@ def _rebuild(
     dtype: Literal["float32", "stored"],
     columns: tuple[str, ...],
     labels: bool,
+    views: bool,
     transform: Callable[[Any], Any] | None,
     uuid: str,
 ) -> Any:
@@ -199,6 +203,7 @@ def _rebuild(
         dtype=dtype,
         columns=columns,
         labels=labels,
+        views=views,
         transform=transform,
         _uuid=uuid,
     )
@@ -216,6 +221,7 @@ def tf_dataset(
     seed: int | None = None,
     columns: Sequence[str] = (),
     labels: bool = True,
+    views: bool = False,
 ) -> Any:
     """Make a ``tf.data.Dataset`` of batches; see `Container.tf_dataset`."""
     # both before TensorFlow is imported, which takes seconds
@@ -245,6 +251,7 @@ def tf_dataset(
             seed=None if seed is None else (seed, epoch),
             columns=columns,
             labels=labels,
+            views=views,
         ):
             yield (X, *map(_signed, rest))
 

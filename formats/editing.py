@@ -169,8 +169,9 @@ def merge_containers(
     ContainerError
         A file is damaged, or does not go with the others: backbone, preprocessing, blocks, kind of
         labels, dtype; the same data set comes twice, or two are related; labels contradict each
-        other; a patient would lie in two splits, where not marked counts as train; a file has
-        views, but neither patients nor sample keys; `out` exists.
+        other; two that share an image have other views of it; a patient would lie in two splits,
+        where not marked counts as train; a file has views, but neither patients nor sample keys;
+        `out` exists.
     NotesError
         The joined notes break a rule.
     ValueError
@@ -207,6 +208,7 @@ def merge_containers(
             keys, joined.get("view"), images, files, np.flatnonzero(~withdrawn)
         )
         duplicate = first != np.arange(n_all)
+        _refuse_uneven_views(sources, files, first, duplicate)
         counts = {
             "withdrawn": int(np.count_nonzero(withdrawn)),
             "duplicates": int(np.count_nonzero(duplicate)),
@@ -364,6 +366,35 @@ def _refuse_torn_views(source: Container) -> None:
             "them together: one image would count as several patients. Extract it again with "
             "patients, or take a subset without views.",
         )
+
+
+def _stored_views(source: Container) -> int:
+    """Return how many views each image was extracted with, as the notes say."""
+    return int(source.notes.get("views", {}).get("number", 0))
+
+
+def _refuse_uneven_views(
+    sources: Sequence[Container],
+    files: NDArray[np.int64],
+    first: NDArray[np.int64],
+    duplicate: NDArray[np.bool_],
+) -> None:
+    """Refuse files that share an image and have other views of it.
+
+    One file's original would stand for the other's, but that one's views would stay behind with
+    their own label: what is said of an image and of its views must not differ.
+    """
+    n_views = [_stored_views(source) for source in sources]
+    again = np.flatnonzero(duplicate)
+    pairs = np.unique(np.column_stack([files[first[again]], files[again]]), axis=0)
+    for one, other in pairs.tolist():
+        if n_views[one] != n_views[other]:
+            raise ContainerError(
+                sources[other].path,
+                f"cannot be merged with {sources[one].path}: they share images, of which one has "
+                f"{n_views[other]} augmented views and the other {n_views[one]}. Extract both with "
+                "the same --views, or merge copies without views (subset --without-views).",
+            )
 
 
 def _join_columns(
@@ -669,6 +700,9 @@ def _join_notes(notes: Sequence[dict[str, Any]], remarks: list[str]) -> dict[str
             result.pop(key, None)
             if key != "sources":
                 remarks.append(f"the files' {key} notes differ: left out")
+    views = [each["views"] for each in notes if "views" in each]
+    if views:
+        result["views"] = _join_views(views, remarks)
     probes: dict[str, Any] = {}
     for each in notes:
         for name, vector in each.get("probes", {}).items():
@@ -689,6 +723,17 @@ def _join_notes(notes: Sequence[dict[str, Any]], remarks: list[str]) -> dict[str
     if about:
         result["about"] = about
     return result
+
+
+def _join_views(views: Sequence[Mapping[str, Any]], remarks: list[str]) -> dict[str, Any]:
+    """Say of all views the most that is said of some."""
+    joined: dict[str, Any] = {
+        key: max(each[key] for each in views) for key in views[0] if key != "group"
+    }
+    joined["group"] = "image" if any(each["group"] == "image" for each in views) else "patient"
+    if any(each != views[0] for each in views):
+        remarks.append("the files' views differ: the notes say the most that one of them has")
+    return joined
 
 
 def _join_about(all_about: Sequence[Mapping[str, Any]], remarks: list[str]) -> dict[str, Any]:
@@ -724,6 +769,8 @@ def subset_container(
     groups: Sequence[int] | None = None,
     sources: Sequence[str] | None = None,
     drop_classes: bool = False,
+    without_views: bool = False,
+    without_floors: bool = False,
     seed: int | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -749,6 +796,11 @@ def subset_container(
     drop_classes : bool
         Leave out the names of classes that no row has (any more), and for multi-label their
         columns. Heads of the whole set and of the subset then speak of different classes.
+    without_views : bool
+        Leave augmented views out: rows are then as many as images.
+    without_floors : bool
+        Leave out the blocks that hold pixels of the images (taps border and pixels): the new file
+        has the network's features only, and may be shared as such.
     seed : int, optional
         Of the patients' numbers; left out, drawn from the operating system.
     overwrite : bool
@@ -759,13 +811,14 @@ def subset_container(
     Returns
     -------
     EditReport
-        ``counts``: ``withdrawn`` rows among the chosen ones, ``left_out`` rows.
+        ``counts``: ``withdrawn`` rows among the chosen ones, ``left_out`` rows, and
+        ``left_out_features``.
 
     Raises
     ------
     ContainerError
-        The file is damaged, has no such split, class, row, patient or source, or no row is left;
-        `out` exists.
+        The file is damaged, has no such split, class, row, patient or source, or no row or no
+        feature is left; `out` exists.
     """
     target = check_output(out, [path], overwrite=overwrite)
     remarks: list[str] = []
@@ -784,6 +837,8 @@ def subset_container(
             keep &= _in_groups(source, groups)
         if sources is not None:
             keep &= _in_sources(source, sources)
+        if without_views and source.views is not None:
+            keep &= source.views == 0
         withdrawn = withdrawn_rows(source)
         n_withdrawn = int(np.count_nonzero(keep & withdrawn))
         chosen = np.flatnonzero(keep & ~withdrawn)
@@ -795,10 +850,18 @@ def subset_container(
                 "there is.",
             )
         columns = {name: values[chosen] for name, values in columns.items()}
+        if without_views:
+            _forget_views(columns, notes)
+        features = _without_floors(source, notes, remarks) if without_floors else None
         if drop_classes:
             _drop_classes(source, columns, notes)
         notes["derived_from"] = lineage(opened)
-        counts = {"withdrawn": n_withdrawn, "left_out": source.n_rows - len(chosen)}
+        n_features = source.dim if features is None else len(features)
+        counts = {
+            "withdrawn": n_withdrawn,
+            "left_out": source.n_rows - len(chosen),
+            "left_out_features": source.dim - n_features,
+        }
         write_rows(
             target,
             opened,
@@ -806,11 +869,49 @@ def subset_container(
             chosen,
             columns,
             notes,
+            features=features,
             overwrite=overwrite,
             seed=seed,
             meter=meter,
         )
     return _report(target, len(chosen), counts, remarks)
+
+
+def _forget_views(columns: dict[str, NDArray[Any]], notes: dict[str, Any]) -> None:
+    """Take out what tells of views that are no longer there."""
+    columns.pop("view", None)
+    if "views" not in notes:
+        return
+    if notes["views"]["group"] == "image":
+        # still to be said: the groups are no patients
+        notes["views"]["number"] = 0
+    else:
+        del notes["views"]
+
+
+def _without_floors(
+    source: Container, notes: dict[str, Any], remarks: list[str]
+) -> NDArray[np.int64] | None:
+    """Choose the features that are no pixels, and take the others' blocks out of the notes."""
+    if not source.floor_blocks:
+        remarks.append("the file has no blocks of pixels (floors): none was left out")
+        return None
+    kept: list[NDArray[np.int64]] = []
+    blocks: list[dict[str, Any]] = []
+    offset = 0
+    for block in source.blocks:
+        if block in source.floor_blocks:
+            continue
+        kept.append(np.arange(block["offset"], block["offset"] + block["width"]))
+        blocks.append({**block, "offset": offset})
+        offset += block["width"]
+    if not kept:
+        raise ContainerError(
+            source.path,
+            "has blocks of pixels (floors) and no others: nothing would be left. Extract it again.",
+        )
+    notes["blocks"] = blocks
+    return np.concatenate(kept)
 
 
 def _in_splits(source: Container, names: Sequence[str]) -> NDArray[np.bool_]:
@@ -972,7 +1073,8 @@ def withdraw_rows(
         rows with the same sample key, or the same features up to the rounding of how both files
         store them.
     rows_only : bool
-        Withdraw just these rows, not all of their patients'.
+        Withdraw just these rows, not all of their patients'. In a file with augmented views, all
+        rows of the same images go, which takes their sample keys to find.
     drop : bool
         Leave the rows out instead of zeroing them. All withdrawn rows go, also earlier ones; rows
         and patients are numbered anew.
@@ -1036,6 +1138,8 @@ def withdraw_rows(
             )
         if not rows_only:
             named = _all_of_patients(source, named, remarks)
+        elif _stored_views(source):
+            named = _all_of_images(source, named)
         now = named & ~earlier
         if not now.any() and drop:
             remarks.append("the rows that fit were withdrawn before; now they were left out")
@@ -1177,11 +1281,24 @@ def _all_of_patients(
     return np.isin(patients, np.unique(patients[named]))
 
 
+def _all_of_images(source: Container, named: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Add the views of the same images, or their originals."""
+    keys = source.sample_keys
+    if keys is None or not keys[named & ~withdrawn_rows(source)].any(axis=1).all():
+        raise ContainerError(
+            source.path,
+            "has augmented views, but no sample keys that tell which rows are of one image: a view "
+            "of the withdrawn image would stay. Withdraw the patient (leave --rows-only out).",
+        )
+    return named | _with_keys(source, keys[named])
+
+
 def _find_matching(source: Container, other: Container) -> tuple[NDArray[np.bool_], dict[str, int]]:
     """Find the rows of the images that another container was made from."""
     _check_fit(source, other, "compared")
     found = np.zeros(source.n_rows, np.bool_)
-    wanted = other.rows()
+    # a view of an image that is there need not be there
+    wanted = other.rows(views=False)
     hit = np.zeros(len(wanted), np.bool_)
     if source.sample_keys is not None and other.sample_keys is not None:
         keys = other.sample_keys[wanted]

@@ -348,6 +348,16 @@ def _integer(low: int, high: int) -> _Rule:
     return _Rule(check, {"type": "integer", "minimum": low, "maximum": high})
 
 
+def _number(low: float, high: float) -> _Rule:
+    def check(key: str, value: Any, strict: bool) -> None:
+        del strict
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not low <= value <= high:
+            raise NotesError(key, f"found {_show(value)}, expected a number from {low} to {high}.")
+
+    return _Rule(check, {"type": "number", "minimum": low, "maximum": high})
+
+
 def _check_boolean(key: str, value: Any, strict: bool) -> None:
     del strict
     if not isinstance(value, bool):
@@ -518,6 +528,20 @@ _SCHEMA: dict[str, tuple[_Rule, bool]] = {
     "backbone": (_object({"name": (_identifier, True), "sha256": (_digest, True)}), True),
     "preprocessing": (_preprocessing, True),
     "blocks": (_list_of(_BLOCK, low=1, high=4096, unique=False), True),
+    "views": (
+        _object(
+            {
+                "number": (_integer(0, 255), True),
+                "mirror": (_boolean, True),
+                "rotation_degrees": (_number(0, 180), True),
+                "shift_fraction": (_number(0, 1), True),
+                "scale_fraction": (_number(0, 1), True),
+                "contrast_fraction": (_number(0, 1), True),
+                "group": (_choice("patient", "image"), True),
+            }
+        ),
+        False,
+    ),
     "head": (
         _object({"kind": (_choice("linear", "mlp"), True), "hidden": (_integer(1, 65536), False)}),
         False,
@@ -556,6 +580,10 @@ _DESCRIPTIONS = {
     "backbone": "Name and SHA-256 of what made the features; the header holds the same SHA-256.",
     "preprocessing": "Settings; the SHA-256 of their canonical JSON is in the header.",
     "blocks": "Parts of a feature vector in their order, without gaps, together exactly dim.",
+    "views": (
+        "Augmented views beside each image: how many, the largest amounts both ways, and whether "
+        "groups are patients or, where no patients are known, images."
+    ),
     "head": "A head that suits these features.",
     "software": "Versions that made the file.",
     "n_refused": "Images that were not taken in.",

@@ -25,7 +25,7 @@ from formats._atomic import (
 )
 from formats._library import ffi, lib
 from formats.container import Container, open_container
-from formats.errors import SignatureError, WriteError
+from formats.errors import ContainerError, SignatureError, WriteError
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import (
@@ -401,7 +401,8 @@ def sign_container(
     Raises
     ------
     ContainerError
-        The container is missing, damaged or none: damage is never signed.
+        The container is missing, damaged or none: damage is never signed. It holds pixels of the
+        images (`Container.not_for_sharing`): a signature would vouch for sharing it.
     SignatureError
         The key is missing, of another kind, public, or its passphrase is wrong; another file
         stands where the signature would go; the package ``cryptography`` is missing.
@@ -413,6 +414,8 @@ def sign_container(
     private = _load_private_key(Path(key), passphrase)
     # "read": what is verified comes from the file itself, and nothing is mapped
     with open_container(path, "read") as container:
+        if container.not_for_sharing:
+            raise ContainerError(container.path, f"is not signed. {container.not_for_sharing}.")
         container.verify(progress)
         signature = private.sign(_header_bytes(container))
     return atomic_write(target, signature)

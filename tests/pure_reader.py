@@ -216,6 +216,10 @@ def is_number(value: Any) -> bool:
     return type(value) in (int, float)
 
 
+def between(low: float, high: float) -> Rule:
+    return lambda v: is_number(v) and low <= v <= high
+
+
 def is_setting(value: Any) -> object:
     return value is None or isinstance(value, bool) or is_number(value) or is_name(value)
 
@@ -232,6 +236,15 @@ is_name = match(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
 BLOCK = {"tap": is_name, "pooling": is_name, "offset": whole(0, 65535), "width": whole(1, 65536)}
 TEXTS = ("title", "attribution", "licence", "terms", "population", "url")
 ABOUT = {key: text(500) for key in TEXTS}
+VIEWS = {
+    "number": whole(0, 255),
+    "mirror": lambda v: isinstance(v, bool),
+    "rotation_degrees": between(0, 180),
+    "shift_fraction": between(0, 1),
+    "scale_fraction": between(0, 1),
+    "contrast_fraction": between(0, 1),
+    "group": match("patient|image"),
+}
 NOTES = record(
     {
         "format": match("hilum-notes"),
@@ -244,6 +257,7 @@ NOTES = record(
     },
     {
         "sources": names_of(text(100), 1, 256),
+        "views": record(VIEWS, {}),
         "head": record({"kind": match("linear|mlp")}, {"hidden": whole(1, 65536)}),
         "software": record({}, {"hilum": text(100), "openvino": text(100)}),
         "n_refused": whole(0, 2**31 - 1),

@@ -431,3 +431,95 @@ def test_openvino_is_imported_late_and_without_its_converter(repository: Path) -
         [sys.executable, "-c", PROGRAM], cwd=repository, capture_output=True, text=True, check=False
     )
     assert done.stdout.strip() == "fine", done.stderr
+
+
+# --- joined backbones ---------------------------------------------------------------------------
+
+JOINED = "efficientnet-lite0+efficientnet-lite2"
+
+
+@pytest.fixture(scope="module")
+def joined() -> Backbone:
+    return load_backbone(JOINED, streams=1, cache_dir="")
+
+
+def inputs_of(backbone: Backbone, n: int = 2) -> list[NDArray[np.uint8]]:
+    return [draw_pictures(height, n) for height, _ in backbone.input_sizes]
+
+
+def test_joined_maps_are_those_of_the_parts(joined: Backbone) -> None:
+    images = inputs_of(joined)
+    maps = joined.infer_parts(images)
+    assert list(maps) == list(joined.taps)
+    names = JOINED.split("+")
+    for name, image in zip(names, images, strict=True):
+        with load_backbone(name, streams=1, cache_dir="") as single:
+            for tap, feature_map in single.infer_parts([image]).items():
+                np.testing.assert_array_equal(maps.pop(f"{name}.{tap}"), feature_map)
+    assert not maps
+
+
+def test_joined_attributes_follow_the_parts(joined: Backbone) -> None:
+    parts = [load_backbone(name, streams=1, cache_dir="") for name in JOINED.split("+")]
+    digests = b"".join(bytes.fromhex(part.digest) for part in parts)
+    assert joined.name == JOINED
+    assert joined.digest == hashlib.sha256(digests).hexdigest()
+    assert joined.digest not in {part.digest for part in parts}
+    assert joined.input_sizes == tuple(part.input_size for part in parts)
+    assert joined.n_streams == 1
+    assert joined.preprocessing["height"] == [part.input_size[0] for part in parts]
+    assert all(len(values) == 2 for values in joined.preprocessing.values())
+    for part in parts:
+        assert f"{part.name}.{part.default_taps.partition(',')[0]}" in joined.default_taps.split(
+            ","
+        )
+    assert {tap["name"] for tap in joined.card["taps"]} >= set(joined.taps)
+    other_way = load_backbone("+".join(reversed(JOINED.split("+"))), streams=1, cache_dir="")
+    assert other_way.digest != joined.digest
+
+
+def test_a_part_of_which_nothing_is_wanted_still_counts(joined: Backbone) -> None:
+    wanted = ["efficientnet-lite2.final"]
+    with load_backbone(JOINED, streams=1, taps=wanted, cache_dir="") as some:
+        assert list(some.taps) == wanted
+        assert some.digest == joined.digest
+        images = inputs_of(joined)
+        maps = some.infer_parts(images)
+        assert list(maps) == wanted
+    with load_backbone("efficientnet-lite2", streams=1, taps=["final"], cache_dir="") as single:
+        np.testing.assert_array_equal(maps[wanted[0]], single.infer(images[1])["final"])
+
+
+def test_joined_backbones_want_an_input_for_each(joined: Backbone, default: Backbone) -> None:
+    with pytest.raises(BackboneError, match="given 1 inputs, expected 2"):
+        joined.infer_parts(inputs_of(joined)[:1])
+    with pytest.raises(BackboneError, match="has 2 inputs and was given one; use infer_parts"):
+        joined.infer(inputs_of(joined)[0])
+    with pytest.raises(BackboneError, match="given 2 inputs, expected 1"):
+        default.infer_parts(inputs_of(joined))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("efficientnet-lite0+resnet", "unknown backbone 'resnet' in"),
+        ("efficientnet-lite0+", "unknown backbone '' in"),
+        ("efficientnet-lite0+efficientnet-lite0", "names one twice"),
+    ],
+)
+def test_wrong_joined_names_are_refused(name: str, message: str) -> None:
+    with pytest.raises(BackboneError, match=message):
+        load_backbone(name)
+
+
+@pytest.mark.parametrize("taps", [["block4"], ["efficientnet-lite2.block99"], []])
+def test_wrong_taps_of_joined_backbones_list_the_valid_ones(taps: list[str]) -> None:
+    with pytest.raises(MismatchError, match=r"it has: efficientnet-lite0\.block2, .*lite2\.final"):
+        load_backbone(JOINED, taps=taps)
+
+
+def test_a_closed_joined_backbone_says_so() -> None:
+    backbone = load_backbone(JOINED, streams=1, cache_dir="")
+    backbone.close()
+    with pytest.raises(BackboneError, match="is closed"):
+        backbone.infer_parts(inputs_of(backbone))

@@ -436,7 +436,7 @@ def test_rows_by_split_leave_out_withdrawn_ones() -> None:
         assert 5 in np.flatnonzero(split == 2) and 5 not in c.rows("valid")
         with pytest.raises(ValueError, match="expected one of none, train, valid, test"):
             c.rows("validation")
-        X, y = c.arrays("test")
+        X, y = c.arrays("test", views=True)
         assert np.array_equal(X, c.read_rows(c.rows("test")))
         assert np.array_equal(y, c.labels[c.rows("test")])
         assert not c.features[5].any()

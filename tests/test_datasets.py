@@ -125,7 +125,34 @@ def test_shuffled_batches_hold_each_row_once(path: Path) -> None:
 
 def test_batches_leave_out_withdrawn_rows() -> None:
     with formats.open_container(GOLDEN / "valid" / "i8_every_column.hilum") as c:
-        assert sum(len(X) for X, _ in c.iter_batches(None, 7)) == 39
+        assert sum(len(X) for X, _ in c.iter_batches(None, 7, views=True)) == 39
+
+
+def test_views_are_left_out_unless_asked_for() -> None:
+    with formats.open_container(GOLDEN / "valid" / "i8_every_column.hilum") as c:
+        originals = c.rows(views=False)
+        assert c.views is not None and not c.views[originals].any()
+        assert 0 < len(originals) < len(c.rows()) == len(c.rows(views=True))
+        assert len(c.rows("train", views=False)) < len(c.rows("train"))
+        np.testing.assert_array_equal(c.arrays()[0], c.read_rows(originals))
+        assert len(c.arrays(views=True)[0]) == len(c.rows())
+        assert sum(len(X) for X, _ in c.iter_batches(None, 7)) == len(originals)
+
+
+@needs_torch
+def test_torch_dataset_leaves_views_out() -> None:
+    with formats.open_container(GOLDEN / "valid" / "i8_every_column.hilum") as c:
+        assert len(c.torch_dataset()) == len(c.rows(views=False))
+        all_rows = c.torch_dataset(views=True)
+        assert len(all_rows) == len(c.rows())
+        assert len(pickle.loads(pickle.dumps(all_rows))) == len(c.rows())
+
+
+def test_tf_dataset_leaves_views_out() -> None:
+    pytest.importorskip("tensorflow", reason="TensorFlow is not installed")
+    with formats.open_container(GOLDEN / "valid" / "i8_every_column.hilum") as c:
+        assert sum(len(X) for X, _ in c.tf_dataset()) == len(c.rows(views=False))
+        assert sum(len(X) for X, _ in c.tf_dataset(views=True)) == len(c.rows())
 
 
 def test_batches_say_what_is_wrong_at_the_call(path: Path, no_labels: Path) -> None:

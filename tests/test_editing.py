@@ -27,6 +27,8 @@ from formats.splitting import bounded_membership, class_membership
 
 EVERY = GOLDEN / "valid" / "i8_every_column.hilum"
 MULTI = GOLDEN / "valid" / "f32_multi_label.hilum"
+# its notes tell of views, so that no row of it leaves alone
+PIXELS = GOLDEN / "valid" / "i8_views_and_pixels.hilum"
 
 
 def files_in(folder: Path) -> set[str]:
@@ -648,7 +650,7 @@ def test_withdrawn_rows_say_nothing_and_the_others_stay(tmp_path: Path) -> None:
         assert set(b.rows()) == set(np.flatnonzero(~gone))
 
 
-@pytest.mark.parametrize("name", sorted({*WRITTEN} - {"f16_one_row.hilum"}))
+@pytest.mark.parametrize("name", sorted({*WRITTEN} - {"f16_one_row.hilum", PIXELS.name}))
 def test_any_kind_of_container_can_lose_a_row(tmp_path: Path, name: str) -> None:
     source = GOLDEN / "valid" / name
     withdraw_rows(source, tmp_path / "x.hilum", rows=[1], rows_only=True)
@@ -1370,3 +1372,235 @@ def test_a_name_that_cannot_be_shown(tmp_path: Path) -> None:
     result = run_python(code, "subset", str(path), "-o", os.fsdecode(out), env=environment)
     assert result.returncode == 0, result.stderr
     assert "/?.hilum: 8 rows" in result.stdout
+
+
+# ---- views -------------------------------------------------------------------------------------
+
+VIEWS = {
+    "number": 2, "mirror": False, "rotation_degrees": 5.0, "shift_fraction": 0.03,
+    "scale_fraction": 0.05, "contrast_fraction": 0.1, "group": "patient",
+}  # fmt: skip
+
+
+def make_views(path: Path, images: list[int], *, n_views: int = 2, **more: Any) -> Path:
+    """Write images, by number, with two views each: of patient number // 2, label number % 2."""
+    numbers = np.repeat(images, n_views + 1)
+    view = np.tile(np.arange(n_views + 1), len(images))
+    features = np.stack(
+        [np.random.default_rng([n, v]).normal(size=12) for n, v in zip(numbers, view, strict=True)]
+    )
+    columns = {"label": numbers % 2, "group": np.unique(numbers // 2, return_inverse=True)[1]}
+    columns["view"] = view
+    keys = more.pop("keys", False)
+    if keys:
+        columns["sample_key"] = keys_of(*(numbers + 1).tolist())
+    columns.update(more.pop("columns", {}))
+    notes = {} if n_views == 0 else {"views": {**VIEWS, "number": n_views}}
+    return make(
+        path,
+        len(numbers),
+        columns=columns,
+        features=features.astype(np.float16).astype(np.float32),
+        **notes,
+        **more,
+    )
+
+
+@pytest.mark.parametrize("keys", [False, True])
+def test_merge_keeps_views_and_takes_each_once(tmp_path: Path, keys: bool) -> None:
+    a = make_views(tmp_path / "a.hilum", [0, 1, 2, 3], keys=keys)
+    b = make_views(tmp_path / "b.hilum", [3, 4, 5], keys=keys)
+    report = merge_containers([a, b], tmp_path / "c.hilum", seed=1)
+    assert report.counts["duplicates"] == 3  # image 3, and its two views
+    with formats.open_container(tmp_path / "c.hilum") as c:
+        assert c.n_rows == 6 * 3
+        assert len(c.rows(views=False)) == 6
+        assert c.notes["views"] == VIEWS
+        # of each patient the views of all images: 0 1 | 2 3 of both files | 4 5
+        for group in range(c.n_groups):
+            views = np.sort(c.views[c.groups == group]).tolist()
+            assert views == [0, 0, 1, 1, 2, 2]
+        assert c.n_groups == 3
+
+
+@pytest.mark.parametrize("on_conflict", ["first", "drop"])
+def test_merge_judges_an_image_and_its_views_alike(tmp_path: Path, on_conflict: Any) -> None:
+    a = make_views(tmp_path / "a.hilum", [0, 1, 2, 3])
+    b = make_views(tmp_path / "b.hilum", [3, 4], columns={"label": [0, 0, 0, 0, 0, 0]})
+    with pytest.raises(ContainerError, match="come twice with contradicting labels"):
+        merge_containers([a, b], tmp_path / "c.hilum")
+    merge_containers([a, b], tmp_path / "c.hilum", on_conflict=on_conflict)
+    with formats.open_container(tmp_path / "c.hilum") as c:
+        # the image that was called 1 and 0: all of its rows are 1, or none is left
+        left = 5 if on_conflict == "first" else 4
+        assert np.bincount(c.views).tolist() == [left] * 3
+        for view in range(3):
+            n_of_one = int(np.count_nonzero(c.labels[c.views == view]))
+            assert n_of_one == (2 if on_conflict == "first" else 1)
+
+
+def test_merge_refuses_an_image_with_and_without_views(tmp_path: Path) -> None:
+    a = make_views(tmp_path / "a.hilum", [0, 1, 2])
+    b = make_views(tmp_path / "b.hilum", [2, 3], n_views=0)
+    apart = make_views(tmp_path / "d.hilum", [6, 7], n_views=0)
+    with pytest.raises(ContainerError, match=r"one has 0 augmented views and the other 2.*--views"):
+        merge_containers([a, b], tmp_path / "c.hilum")
+    assert merge_containers([a, apart], tmp_path / "c.hilum").n_rows == 11
+    plain = tmp_path / "plain.hilum"
+    assert subset_container(a, plain, without_views=True).n_rows == 3
+    with formats.open_container(plain) as c:
+        assert c.views is None
+        assert "views" not in c.notes
+    assert merge_containers([plain, b], tmp_path / "e.hilum").n_rows == 4
+
+
+def test_merged_notes_say_the_most_of_the_views(tmp_path: Path) -> None:
+    a = make_views(tmp_path / "a.hilum", [0, 1])
+    b = make_views(tmp_path / "b.hilum", [2, 3], n_views=3)
+    with formats.open_container(b) as c:
+        assert c.notes["views"]["number"] == 3
+    report = merge_containers([a, b], tmp_path / "c.hilum")
+    assert any("views differ" in remark for remark in report.remarks)
+    with formats.open_container(tmp_path / "c.hilum") as c:
+        assert c.notes["views"] == {**VIEWS, "number": 3}
+
+
+def test_withdrawing_takes_the_views_along(tmp_path: Path) -> None:
+    path = make_views(tmp_path / "a.hilum", [0, 1, 2, 3], keys=True)
+    with formats.open_container(path) as c:
+        of_first = np.flatnonzero(c.groups == 0)
+    report = withdraw_rows(path, tmp_path / "b.hilum", rows=[1])  # a view
+    assert report.counts["rows"] == 6
+    with formats.open_container(tmp_path / "b.hilum") as c:
+        assert not c.features[of_first].any()
+        assert len(c.rows()) == 6
+    withdraw_rows(path, tmp_path / "c.hilum", rows=[4], rows_only=True)
+    with formats.open_container(tmp_path / "c.hilum") as c:
+        gone = np.setdiff1d(np.arange(12), c.rows())
+        assert gone.tolist() == [3, 4, 5]  # the image and its views
+    other = make_views(tmp_path / "p.hilum", [2], n_views=0, keys=True)
+    report = withdraw_rows(path, tmp_path / "d.hilum", matching=other)
+    assert report.counts["images"] == report.counts["found"] == 1
+    assert report.counts["rows"] == 6
+    with_views = make_views(tmp_path / "q.hilum", [2], keys=True)
+    plain = make_views(tmp_path / "plain.hilum", [0, 1, 2, 3], n_views=0, keys=True)
+    report = withdraw_rows(plain, tmp_path / "e.hilum", matching=with_views)
+    assert report.counts["images"] == report.counts["found"] == 1
+
+
+def test_a_row_alone_is_not_withdrawn_where_its_views_are_not_known(tmp_path: Path) -> None:
+    path = make_views(tmp_path / "a.hilum", [0, 1, 2, 3])
+    with pytest.raises(ContainerError, match="a view of the withdrawn image would stay"):
+        withdraw_rows(path, tmp_path / "b.hilum", rows=[0], rows_only=True)
+    assert files_in(tmp_path) == {"a.hilum"}
+
+
+def test_resplit_keeps_views_with_their_original(tmp_path: Path) -> None:
+    path = make_views(tmp_path / "a.hilum", list(range(20)))
+    resplit_container(path, tmp_path / "b.hilum", fractions=(0.6, 0.2, 0.2))
+    with formats.open_container(tmp_path / "b.hilum") as c:
+        assert c.group_clean
+        np.testing.assert_array_equal(c.splits, np.repeat(c.splits[::3], 3))
+        assert c.notes["views"] == VIEWS
+
+
+def test_groups_that_are_images_are_still_said_to_be_without_views(tmp_path: Path) -> None:
+    path = make_views(tmp_path / "a.hilum", [0, 2, 4])
+    with formats.open_container(path) as c:
+        notes = {**c.notes, "views": {**VIEWS, "group": "image"}}
+        formats.write_container(tmp_path / "b.hilum", c.read_rows(), notes, columns=dict(c.columns))
+    subset_container(tmp_path / "b.hilum", tmp_path / "c.hilum", without_views=True)
+    with formats.open_container(tmp_path / "c.hilum") as c:
+        assert c.notes["views"]["group"] == "image"
+        assert c.notes["views"]["number"] == 0
+        assert c.views is None and c.n_rows == 3
+
+
+# ---- blocks of pixels --------------------------------------------------------------------------
+
+
+def make_floors(path: Path, taps: tuple[str, ...] = ("border", "pixels"), **more: Any) -> Path:
+    """Write features of two network blocks of 2, then 3 of each floor."""
+    names = [("a", "mean", 2), ("b", "max", 2), *((tap, "64x64", 3) for tap in taps)]
+    blocks, offset = [], 0
+    for tap, pooling, width in names:
+        blocks.append({"tap": tap, "pooling": pooling, "offset": offset, "width": width})
+        offset += width
+    features = np.random.default_rng(1).integers(0, 100, (8, offset)).astype(np.float32)
+    return make(path, features=features, blocks=blocks, **more)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16", "i8"])
+def test_subset_without_floors_leaves_the_network(tmp_path: Path, dtype: str) -> None:
+    path = make_floors(tmp_path / "a.hilum", dtype=dtype)
+    report = subset_container(path, tmp_path / "b.hilum", without_floors=True, rows=slice(1, 7))
+    assert report.counts["left_out_features"] == 6
+    with (
+        formats.open_container(path) as whole,
+        formats.open_container(tmp_path / "b.hilum") as part,
+    ):
+        part.verify()
+        assert whole.not_for_sharing is not None
+        assert part.not_for_sharing is None
+        assert part.dim == 4
+        np.testing.assert_array_equal(part.features, whole.features[1:7, :4])
+        np.testing.assert_array_equal(part.labels, whole.labels[1:7])
+        if dtype == "i8":
+            np.testing.assert_array_equal(part.scales, whole.scales[:4])
+        assert list(part.blocks) == list(whole.blocks[:2])
+        assert part.notes["derived_from"] == [whole.uuid]
+
+
+def test_floors_between_the_network_leave_no_gap(tmp_path: Path) -> None:
+    names = [("pixels", 3), ("a", 2), ("border", 3), ("b", 1)]
+    blocks, offset = [], 0
+    for tap, width in names:
+        blocks.append({"tap": tap, "pooling": "mean", "offset": offset, "width": width})
+        offset += width
+    features = np.arange(72, dtype=np.float32).reshape(8, 9)
+    path = make(tmp_path / "a.hilum", features=features, blocks=blocks)
+    subset_container(path, tmp_path / "b.hilum", without_floors=True)
+    with formats.open_container(tmp_path / "b.hilum") as part:
+        np.testing.assert_array_equal(part.read_rows(), features[:, [3, 4, 8]])
+        assert [(b["tap"], b["offset"]) for b in part.blocks] == [("a", 0), ("b", 2)]
+
+
+def test_without_floors_where_there_is_nothing_else_or_nothing_to_leave(tmp_path: Path) -> None:
+    bare = make(tmp_path / "a.hilum")
+    report = subset_container(bare, tmp_path / "b.hilum", without_floors=True)
+    assert any("no blocks of pixels" in remark for remark in report.remarks)
+    only = make(
+        tmp_path / "c.hilum",
+        blocks=[{"tap": "pixels", "pooling": "64x64", "offset": 0, "width": 4}],
+    )
+    with pytest.raises(ContainerError, match="nothing would be left"):
+        subset_container(only, tmp_path / "d.hilum", without_floors=True)
+
+
+def test_pixels_are_not_for_sharing_and_a_border_is(tmp_path: Path) -> None:
+    border = make_floors(tmp_path / "border.hilum", ("border",))
+    pixels = make_floors(tmp_path / "pixels.hilum", ("pixels",))
+    with formats.open_container(border) as container:
+        assert container.not_for_sharing is None
+        assert [block["tap"] for block in container.floor_blocks] == ["border"]
+    with pytest.raises(ContainerError, match=r"not exported\. NOT FOR SHARING.*--without-floors"):
+        formats.export_container(pixels, tmp_path / "t.npz")
+    assert files_in(tmp_path) == {"border.hilum", "pixels.hilum"}
+    formats.export_container(border, tmp_path / "t.npz")
+    with pytest.raises(ContainerError, match="its features are"):
+        merge_containers([border, pixels], tmp_path / "m.hilum")
+
+
+def test_inspect_says_first_what_is_not_for_sharing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = make_floors(tmp_path / "a.hilum")
+    assert main(["inspect", str(path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].strip().startswith("NOT FOR SHARING: every row holds the picture itself")
+    assert main(["subset", str(path), "-o", str(tmp_path / "b.hilum"), "--without-floors"]) == 0
+    assert "features left out: 6" in capsys.readouterr().out
+    assert main(["inspect", str(tmp_path / "b.hilum")]) == 0
+    assert "SHARING" not in capsys.readouterr().out
+    assert main(["export", str(path), "-o", str(tmp_path / "a.csv")]) == 1
+    assert "NOT FOR SHARING" in capsys.readouterr().err

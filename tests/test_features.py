@@ -15,7 +15,7 @@ from PIL import Image
 
 import engine
 import formats
-from engine import features
+from engine import extract, features
 from engine.backbone import Backbone
 from engine.errors import (
     ContainerError,
@@ -24,8 +24,19 @@ from engine.errors import (
     NotesError,
     SplitError,
 )
-from engine.features import Extraction, choose_blocks, extract_features, feature_vector
-from engine.images import Preprocessing
+from engine.features import (
+    Extraction,
+    choose_blocks,
+    extract_features,
+    feature_vector,
+    feature_views,
+    network_inputs,
+    tap_names,
+)
+from engine.images import JoinedPreprocessing, Preprocessing, read_picture, read_preprocessing
+from engine.pooling import blocks_from_notes, floor_blocks, network_blocks, pool_features
+from engine.views import apply_view, draw_views
+from formats.__main__ import main
 
 
 @pytest.fixture(scope="module")
@@ -467,3 +478,306 @@ def test_copies_of_an_image_are_counted_by_their_keys(backbone: Backbone, tmp_pa
         ).close()
         assert extraction.n_twice == n_twice
         assert extraction.n_contradicting in contradicting
+
+
+# ---- views -------------------------------------------------------------------------------------
+
+
+def test_views_are_rows_of_the_same_group_behind_their_original(
+    table: Path, backbone: Backbone, tmp_path: Path
+) -> None:
+    plain, out = tmp_path / "plain.hilum", tmp_path / "views.hilum"
+    arguments: dict[str, Any] = {"manifest": table, "dtype": "f32", "seed": 7}
+    extraction = Extraction()
+    extract_features(backbone, [], plain, **arguments).close()
+    with (
+        formats.open_container(plain) as without,
+        extract_features(
+            backbone, [], out, views=3, extraction=extraction, **arguments
+        ) as container,
+    ):
+        assert container.n_rows == 48
+        assert extraction.n_rows == extraction.n_done == 12
+        assert extraction.has_patients
+        assert container.views.tolist() == [0, 1, 2, 3] * 12
+        assert container.notes["views"] == {
+            "number": 3,
+            "mirror": False,
+            "rotation_degrees": 5.0,
+            "shift_fraction": 0.03,
+            "scale_fraction": 0.05,
+            "contrast_fraction": 0.1,
+            "group": "patient",
+        }
+        assert container.group_clean
+        originals = container.rows(views=False)
+        np.testing.assert_array_equal(container.features[originals], without.features)
+        for name in ("label", "split", "group", "source", "sex", "age", "projection"):
+            values = container.columns[name]
+            np.testing.assert_array_equal(values[originals], without.columns[name])
+            np.testing.assert_array_equal(values, np.repeat(values[originals], 4))
+        path = table.parent / f"{int(container.ages[0]) - 30}.png"
+        rules = Preprocessing.from_dict(backbone.preprocessing)
+        blocks = choose_blocks(backbone)
+        vectors = feature_views(path, backbone, rules, blocks, 3)
+        np.testing.assert_array_equal(vectors, container.features[:4])
+        np.testing.assert_array_equal(vectors[0], feature_vector(path, backbone, rules, blocks))
+        (inputs,) = network_inputs(read_picture(path), rules)
+        seen = apply_view(inputs, draw_views(2)[1])
+        expected = pool_features(backbone.infer(seen[np.newaxis]), blocks)[0]
+        np.testing.assert_array_equal(vectors[2], expected)
+        assert len({row.tobytes() for row in vectors}) == 4
+
+
+def test_views_without_patients_get_a_group_for_each_image(
+    backbone: Backbone, tmp_path: Path
+) -> None:
+    for i in range(4):
+        draw(tmp_path / "in" / "ab"[i % 2] / f"{i}.png", i)
+    (tmp_path / "in" / "a" / "bad.png").write_bytes(b"no image")
+    extraction = Extraction()
+    with extract_features(
+        backbone, tmp_path / "in", tmp_path / "o.hilum", views=2, mirror=True, extraction=extraction
+    ) as container:
+        assert container.n_rows == 12
+        assert container.n_groups == 4
+        np.testing.assert_array_equal(container.groups, np.repeat(np.arange(4), 3))
+        assert container.notes["views"]["group"] == "image"
+        assert container.notes["views"]["mirror"] is True
+        assert container.notes["n_refused"] == 1
+    assert (extraction.n_rows, extraction.n_done, extraction.has_patients) == (4, 5, False)
+
+
+def test_mirrored_view_of_a_mirrored_file_is_the_original(
+    backbone: Backbone, tmp_path: Path
+) -> None:
+    path = draw(tmp_path / "a.png", 3)
+    other = tmp_path / "b.png"
+    Image.open(path).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(other)
+    rules, blocks = Preprocessing.from_dict(backbone.preprocessing), choose_blocks(backbone)
+    original, mirrored = feature_views(path, backbone, rules, blocks, 1, mirror=True)
+    original_of_other, mirrored_of_other = feature_views(
+        other, backbone, rules, blocks, 1, mirror=True
+    )
+    np.testing.assert_array_equal(original, mirrored_of_other)
+    np.testing.assert_array_equal(mirrored, original_of_other)
+
+
+@pytest.mark.parametrize("dtype", ["f16", "i8"])
+def test_a_stopped_run_with_views_and_floors_goes_on_and_writes_the_same_bytes(
+    table: Path, backbone: Backbone, tmp_path: Path, dtype: str
+) -> None:
+    whole, out = tmp_path / "whole.hilum", tmp_path / "o.hilum"
+    arguments: dict[str, Any] = {
+        "manifest": table, "seed": 4, "views": 2, "floors": "border", "dtype": dtype,
+        "sample_key_secret": b"a secret of sixteen",
+    }  # fmt: skip
+    extraction = Extraction()
+    extract_features(backbone, [], whole, extraction=extraction, **arguments).close()
+    assert (extraction.n_twice, extraction.n_contradicting) == (0, 0)
+    with pytest.raises(KeyboardInterrupt):
+        extract_features(backbone, [], out, on_progress=stop_after(6), **arguments)
+    with pytest.raises(MismatchError, match="views"):
+        extract_features(backbone, [], out, resume=True, **{**arguments, "views": 3})
+    extraction = Extraction()
+    extract_features(backbone, [], out, resume=True, extraction=extraction, **arguments).close()
+    assert 0 < extraction.n_resumed < 12
+    assert extraction.n_rows == extraction.n_done == 12
+    assert extraction.n_failed_before == 0
+    assert out.read_bytes() == whole.read_bytes()
+
+
+def test_a_view_that_cannot_be_stored_costs_its_image(
+    table: Path, backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = features.pool_features
+    calls = itertools.count()
+
+    def overflowing(*arguments: Any) -> Any:
+        pooled = pool(*arguments)
+        if next(calls) == 4:  # a view of the second image
+            pooled[0, 0] = 1e6
+        return pooled
+
+    monkeypatch.setattr(features, "pool_features", overflowing)
+    with engine.load_backbone("efficientnet-lite0", streams=1) as single:
+        extraction = Extraction()
+        with extract_features(
+            single, [], tmp_path / "o.hilum", manifest=table, views=2, extraction=extraction
+        ) as container:
+            assert container.n_rows == 33
+            assert container.views.tolist() == [0, 1, 2] * 11
+    assert extraction.n_rows == 11
+    assert len(extraction.failures) == 1
+
+
+@pytest.mark.parametrize("views", [-1, 33])
+def test_wrong_numbers_of_views_leave_nothing(
+    table: Path, backbone: Backbone, tmp_path: Path, views: int
+) -> None:
+    with pytest.raises(MismatchError, match="from 0 to 32"):
+        extract_features(backbone, [], tmp_path / "o.hilum", manifest=table, views=views)
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- floors ------------------------------------------------------------------------------------
+
+
+def test_floors_are_pixels_of_the_reduced_picture(backbone: Backbone, tmp_path: Path) -> None:
+    # Cells of 2 x 3 pixels with one grey level each, so that averaging areas finds them again.
+    small = np.random.default_rng(5).integers(0, 256, (64, 64)).astype(np.uint8)
+    (tmp_path / "in").mkdir()
+    Image.fromarray(np.kron(small, np.ones((2, 3), np.uint8))).save(tmp_path / "in" / "a.png")
+    with extract_features(
+        backbone, tmp_path / "in", tmp_path / "o.hilum", floors="pixels, border", dtype="f32",
+        views=1, mirror=True,
+    ) as container:  # fmt: skip
+        blocks = blocks_from_notes(container.blocks)
+        assert blocks[:-2] == choose_blocks(backbone) == network_blocks(blocks)
+        assert [(b.tap, b.pooling, b.width) for b in floor_blocks(blocks)] == [
+            ("border", "64x64", 1392),
+            ("pixels", "64x64", 4096),
+        ]
+        border, pixels = (
+            container.features[:, b.offset : b.offset + b.width] for b in floor_blocks(blocks)
+        )
+        np.testing.assert_array_equal(pixels[0].reshape(64, 64), small)
+        np.testing.assert_array_equal(pixels[1].reshape(64, 64), small[:, ::-1])
+        inside = np.zeros((64, 64), bool)
+        inside[6:-6, 6:-6] = True
+        np.testing.assert_array_equal(border[0], small[~inside])
+        plain = feature_vector(
+            tmp_path / "in" / "a.png",
+            backbone,
+            Preprocessing.from_dict(backbone.preprocessing),
+            choose_blocks(backbone),
+        )
+        np.testing.assert_array_equal(container.features[0, : len(plain)], plain)
+        assert container.not_for_sharing is not None
+
+
+@pytest.mark.parametrize("floors", ["", "lungs", "border,border", "pixels,"])
+def test_unknown_floors_are_refused(
+    table: Path, backbone: Backbone, tmp_path: Path, floors: str
+) -> None:
+    with pytest.raises(MismatchError, match="floor"):
+        extract_features(backbone, [], tmp_path / "o.hilum", manifest=table, floors=floors)
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- joined backbones --------------------------------------------------------------------------
+
+
+def test_joined_backbones_have_the_features_of_their_parts(
+    table: Path, backbone: Backbone, tmp_path: Path
+) -> None:
+    names = ("efficientnet-lite0", "efficientnet-lite2")
+    arguments: dict[str, Any] = {"manifest": table, "seed": 2, "dtype": "f32", "views": 1}
+    with engine.load_backbone("+".join(names), streams=2) as joined:
+        with extract_features(joined, [], tmp_path / "j.hilum", **arguments) as container:
+            assert container.backbone == "+".join(names)
+            assert container.backbone_digest == joined.digest
+            rows = np.array(container.features)
+            blocks = blocks_from_notes(container.blocks)
+            rules = read_preprocessing(container.notes["preprocessing"])
+            assert rules.digest == container.preprocessing_digest
+            assert container.size_bytes / container.n_rows < 4 * 10_000
+        assert isinstance(rules, JoinedPreprocessing)
+    at = 0
+    for name, part in zip(names, rules.parts, strict=True):
+        with (
+            engine.load_backbone(name, streams=2) as single,
+            extract_features(single, [], tmp_path / f"{name}.hilum", **arguments) as container,
+        ):
+            assert Preprocessing.from_dict(single.preprocessing) == part
+            np.testing.assert_array_equal(rows[:, at : at + container.dim], container.features)
+            own = blocks_from_notes(container.blocks)
+            mine = [block for block in blocks if block.tap.startswith(f"{name}.")]
+            assert [(f"{name}.{b.tap}", b.pooling) for b in own] == [
+                (b.tap, b.pooling) for b in mine
+            ]
+            at += container.dim
+    assert at == rows.shape[1] == 2088 + 2304
+    assert 2 * at < 10_000  # bytes of a row as f16
+
+
+def test_taps_of_joined_backbones_can_be_chosen(table: Path, tmp_path: Path) -> None:
+    name = "efficientnet-lite0+efficientnet-lite2"
+    taps = "efficientnet-lite2.block3:mean,efficientnet-lite0.final:max"
+    with engine.load_backbone(name, streams=1, taps=tap_names(taps)) as joined:
+        assert list(joined.taps) == ["efficientnet-lite0.final", "efficientnet-lite2.block3"]
+        with extract_features(
+            joined, [], tmp_path / "o.hilum", manifest=table, taps=taps
+        ) as container:
+            assert [block["tap"] for block in container.blocks] == [
+                "efficientnet-lite2.block3",
+                "efficientnet-lite0.final",
+            ]
+        with pytest.raises(MismatchError, match="loaded without tap"):
+            choose_blocks(joined, "efficientnet-lite0.block4:mean")
+
+
+# ---- the command line --------------------------------------------------------------------------
+
+
+def test_views_and_floors_from_the_command_line(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "o.hilum"
+    arguments = ["--manifest", str(table), "-o", str(out), "--taps", "block4:mean"]
+    assert extract.main([*arguments, "--views", "2", "--floors", "border,pixels"]) == 0
+    said = capsys.readouterr().out
+    assert "36 rows of 8 patients (12 images, 2 augmented views of each), 5528 features" in said
+    assert "NOT FOR SHARING" in said
+    assert extract.main([*arguments, "--views", "1", "--mirror"]) == 0
+    assert "SHARING" not in capsys.readouterr().out
+    with formats.open_container(out) as container:
+        assert container.notes["views"]["mirror"] is True
+        assert container.n_rows == 24
+    assert main(["inspect", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "12 of them are augmented views" in said
+
+
+def test_groups_made_for_views_are_not_called_patients(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i in range(4):
+        draw(tmp_path / "in" / "ab"[i % 2] / f"{i}.png", i)
+    out = tmp_path / "o.hilum"
+    arguments = [str(tmp_path / "in"), "-o", str(out), "--taps", "block4:mean", "--views", "1"]
+    assert extract.main(arguments) == 0
+    assert "8 rows (4 images, 1 augmented view of each)" in capsys.readouterr().out
+    assert main(["inspect", str(out)]) == 0
+    assert "4 (patients, or images where none were named)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--views", "33"], "1 to 32"),
+        (["--views", "-1"], "1 to 32"),
+        (["--mirror"], "say how many with --views"),
+        (["--floors", "lungs"], "unknown floor 'lungs' in 'lungs'; valid are: border, pixels"),
+        (["--floors", ""], "unknown floor"),
+        (["--backbone", "efficientnet-lite0+resnet"], "join several"),
+        (["--backbone", "efficientnet-lite0+efficientnet-lite0"], "different ones"),
+        (
+            ["--backbone", "efficientnet-lite0+efficientnet-lite2", "--taps", "block4"],
+            "unknown tap 'block4'; it has: efficientnet-lite0.block2",
+        ),
+    ],
+)
+def test_wrong_views_floors_and_backbones_are_usage_errors(
+    arguments: list[str],
+    message: str,
+    table: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        extract.main(["--manifest", str(table), "-o", str(tmp_path / "o.hilum"), *arguments])
+    assert stopped.value.code == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert message in said
+    assert list(tmp_path.iterdir()) == []

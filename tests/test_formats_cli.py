@@ -40,10 +40,12 @@ def test_inspect_tells_what_is_inside(capsys: pytest.CaptureFixture[str]) -> Non
     ):
         assert text in out, text
     table = [line.split() for line in out.splitlines()]
-    # 20 groups of two rows: class = group % 3, split = group % 4; row 5 is withdrawn
-    assert ["normal", "4", "(2)", "2", "(1)", "4", "(2)", "4", "(2)", "14", "(7)"] in table
-    assert ["viral", "2", "(1)", "4", "(2)", "3", "(2)", "2", "(1)", "11", "(6)"] in table
-    assert ["all", "10", "(5)", "10", "(5)", "9", "(5)", "10", "(5)", "39", "(20)"] in table
+    # 20 groups of an image and a view of it, which is not counted: class = group % 3, split =
+    # group % 4; row 5, a view, is withdrawn
+    assert "19 of them are augmented views" in out
+    assert ["normal", "2", "(2)", "1", "(1)", "2", "(2)", "2", "(2)", "7", "(7)"] in table
+    assert ["viral", "1", "(1)", "2", "(2)", "2", "(2)", "1", "(1)", "6", "(6)"] in table
+    assert ["all", "5", "(5)", "5", "(5)", "5", "(5)", "5", "(5)", "20", "(20)"] in table
 
 
 def test_inspect_json_agrees_with_the_container(capsys: pytest.CaptureFixture[str]) -> None:
@@ -58,7 +60,7 @@ def test_inspect_json_agrees_with_the_container(capsys: pytest.CaptureFixture[st
             assert [column["name"] for column in entry["columns"]] == list(c.columns)
             assert entry["classes"] == list(c.classes)
             for cell in entry["table"]:
-                rows = c.rows(None if cell["split"] == "all" else cell["split"])
+                rows = c.rows(None if cell["split"] == "all" else cell["split"], views=False)
                 if cell["class"] is not None:
                     index = c.classes.index(cell["class"])
                     of_class = c.labels[:, index] == 1 if c.multilabel else c.labels == index
@@ -269,14 +271,14 @@ def test_resplit_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
             capsys, "resplit", FULL, "-o", out, "--fractions", fractions, "--seed", 3, "--overwrite"
         )
         table = [line.split() for line in text.splitlines()]
-        assert ["class,", "rows", "(patients)", "train", "valid", "test", "all"] in table
+        assert ["class,", "images", "(patients)", "train", "valid", "test", "all"] in table
         with formats.open_container(out) as container:
             assert container.group_clean
             expected = ["all"]
             for split in ("train", "valid", "test"):
-                rows = container.rows(split)
+                rows = container.rows(split, views=False)
                 expected += [str(len(rows)), f"({len(set(container.groups[rows]))})"]
-        assert [*expected, "39", "(20)"] in table
+        assert [*expected, "20", "(20)"] in table
 
 
 @pytest.mark.parametrize("ending", ["npz", "safetensors", "csv", "parquet"])

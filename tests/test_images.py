@@ -21,12 +21,15 @@ from engine.images import (
     FILTERS,
     FITS,
     IMAGE_SUFFIXES,
+    JoinedPreprocessing,
     Preprocessing,
     find_images,
     preprocess,
     read_picture,
+    read_preprocessing,
 )
 from engine.picture import Picture
+from formats import preprocessing_digest
 
 ROWS, COLUMNS = 72, 96
 
@@ -698,3 +701,42 @@ def test_real_xrays_in_original_size(shared_data: Path) -> None:
         picture = read_picture(path)
         assert max(picture.pixels.shape) > 512
         assert picture.about == {}
+
+
+# --- joined preprocessings ----------------------------------------------------------------------
+
+
+def test_joined_preprocessing_survives_plain_values() -> None:
+    parts = (Preprocessing(), Preprocessing(height=260, width=260, low_percentile=1.0,
+                                            high_percentile=99.0))  # fmt: skip
+    joined = JoinedPreprocessing(parts)
+    values = joined.to_dict()
+    assert values["height"] == [224, 260]
+    assert values["low_percentile"] == [None, 1.0]
+    assert read_preprocessing(values) == joined
+    assert read_preprocessing(json.loads(json.dumps(values))).digest == joined.digest
+    assert joined.digest == preprocessing_digest(values)
+    assert joined.digest != JoinedPreprocessing(parts[::-1]).digest
+    assert joined.parts == parts
+
+
+def test_single_preprocessing_is_read_as_before() -> None:
+    rules = Preprocessing(height=100)
+    assert read_preprocessing(rules.to_dict()) == rules
+    assert rules.parts == (rules,)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"height": [224, 260], "width": 224},
+        {"height": [224, 260], "width": [224]},
+        {"height": [224], "width": [224]},
+        {"height": [], "width": []},
+        {"height": [224, "260"], "width": [224, 260]},
+        {"hight": [224, 260]},
+    ],
+)
+def test_wrong_joined_preprocessings_are_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="preprocessing: "):
+        read_preprocessing(values)

@@ -9,11 +9,17 @@ import pytest
 from engine.errors import BackboneError, MismatchError
 from engine.kernels import pooling as kernels
 from engine.pooling import (
+    FLOOR_TAPS,
     POOLINGS,
     Block,
+    add_floors,
     blocks_from_notes,
     blocks_to_notes,
     feature_width,
+    floor_blocks,
+    floor_values,
+    network_blocks,
+    parse_floors,
     parse_taps,
     pool_features,
 )
@@ -191,3 +197,42 @@ def test_edge_maps_equal_the_oracle(edge, pooling):
 def test_a_constant_map_has_exactly_no_spread():
     maps = {"t": np.full((1, 1, 14, 14), 0.3, np.float32)}
     assert pool_features(maps, parse_taps("t", "std", {"t": 1}))[0, 0] == 0.0
+
+
+# --- floors -------------------------------------------------------------------------------------
+
+
+def test_floors_come_behind_the_network() -> None:
+    network = (Block("a", "mean", 0, 3), Block("b", "max", 3, 5))
+    blocks = add_floors(network, parse_floors("pixels,border"))
+    assert blocks == (
+        *network,
+        Block("border", "64x64", 8, 64 * 64 - 52 * 52),
+        Block("pixels", "64x64", 8 + 1392, 4096),
+    )
+    assert network_blocks(blocks) == network
+    assert floor_blocks(blocks) == blocks[2:]
+    assert blocks_from_notes(blocks_to_notes(blocks)) == blocks
+    assert parse_floors(None) == ()
+    assert add_floors(network, ()) == network
+
+
+def test_the_border_is_the_outer_frame() -> None:
+    small = np.zeros((64, 64), np.uint8)
+    small[6:58, 6:58] = 9
+    assert not floor_values(small, "border").any()
+    assert floor_values(small, "pixels").tolist() == small.ravel().tolist()
+    small[5, 30], small[30, 58] = 1, 2
+    assert floor_values(small, "border").sum() == 3
+
+
+@pytest.mark.parametrize("text", ["", "lungs", "border,border", "border,", "Border"])
+def test_unknown_floors_list_the_valid_ones(text: str) -> None:
+    with pytest.raises(MismatchError, match="floor"):
+        parse_floors(text)
+
+
+def test_formats_knows_the_same_taps() -> None:
+    from formats.container import FLOOR_TAPS as KNOWN_TO_FORMATS
+
+    assert KNOWN_TO_FORMATS == FLOOR_TAPS

@@ -588,9 +588,13 @@ def correlation(first: np.ndarray, second: np.ndarray) -> float:
 def numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A manifest whose images are not looked at: the first feature is an image's number."""
 
-    def fake(paths: Any, _backbone: Any, _preprocessing: Any, blocks: Any) -> list[np.ndarray]:
+    def fake(
+        paths: Any, _backbone: Any, _preprocessing: Any, blocks: Any, views: Any
+    ) -> list[np.ndarray]:
         width = sum(block.width for block in blocks)
-        return [np.full(width, int(Path(path).stem), np.float32) for path in paths]
+        return [
+            np.full((1 + len(views), width), int(Path(path).stem), np.float32) for path in paths
+        ]
 
     monkeypatch.setattr(features, "feature_vectors", fake)
     lines = [f"{i}.png,p{i // 2},{['train', 'valid', 'test'][i // 2 % 3]}" for i in range(N_IMAGES)]

@@ -78,7 +78,18 @@ JSON_VALUES += ["https://", "ftp://example.org", "https://x\n" + "y" * 482, "a" 
 JSON_VALUES += [["a", "a"], ["a", "b", None], {"kind": "mlp"}, {"A": 1}, {"a": [1, True, "b", []]}]
 JSON_VALUES += [{"a": [1] * 64}, {"a": [1] * 65}, {"x": [1, 2.5]}, {"x": []}, {"x": [True]}]
 KEYS = ["sources", "head", "hidden", "software", "n_refused", "derived_from", "probes", "about"]
-KEYS += ["title", "url", "age_range_years", "terms", "later", "hilum", "classes"]
+KEYS += [
+    "title",
+    "url",
+    "age_range_years",
+    "terms",
+    "later",
+    "hilum",
+    "classes",
+    "views",
+    "number",
+    "group",
+]
 PIECES = [
     "NaN",
     "Infinity",
@@ -184,6 +195,8 @@ class Mutant(maker.Surgeon):
             notes = json.loads(self.data[self.section("notes")])
         except ValueError:
             return
+        if not isinstance(notes, dict | list):
+            return  # replaced as a whole by a mutation before
         holders: list[Any] = [notes]
         for holder in holders:
             children = holder.values() if isinstance(holder, dict) else holder

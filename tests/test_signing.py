@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from formats_helpers import GOLDEN, run_python, write_small
+from formats_helpers import GOLDEN, notes_of, run_python, write_small
 
 import formats
 from formats import _sign_commands
 from formats._library import crc32c
-from formats.errors import SignatureError
+from formats.errors import ContainerError, SignatureError
 from formats.signing import (
     check_private_key,
     is_encrypted,
@@ -637,3 +637,12 @@ def test_what_is_verified_is_what_was_opened(keys: Path, tmp_path: Path, mode: s
         good.replace(path)
         with pytest.raises(formats.Corrupt, match="SHA-256"):
             require_signatures([container], keys / "site.pub.pem")
+
+
+def test_a_file_with_pixels_of_the_images_is_not_signed(tmp_path: Path, keys: Path) -> None:
+    path = tmp_path / "pixels.hilum"
+    blocks = [{"tap": "pixels", "pooling": "64x64", "offset": 0, "width": 4}]
+    formats.write_container(path, np.ones((3, 4), np.float32), notes_of(4, blocks=blocks))
+    with pytest.raises(ContainerError, match=r"not signed\. NOT FOR SHARING.*--without-floors"):
+        sign_container(path, keys / "site.pem")
+    assert not path.with_name("pixels.hilum.sig").exists()

@@ -57,6 +57,17 @@ ASSEMBLED = frozenset(
 """Valid files that Hilum's writer would not write, by the name before ``.hilum``."""
 
 
+VIEWS = {
+    "number": 1,
+    "mirror": False,
+    "rotation_degrees": 5.0,
+    "shift_fraction": 0.03,
+    "scale_fraction": 0.05,
+    "contrast_fraction": 0.1,
+    "group": "image",
+}
+
+
 def make_features(n_rows: int, dim: int) -> NDArray[np.float32]:
     """Return numbers in [-8, 8) by integer arithmetic (Knuth's multiplicative hash)."""
     index = np.arange(n_rows * dim, dtype=np.uint64).reshape(n_rows, dim)
@@ -190,6 +201,13 @@ def _more_mixes() -> Iterator[tuple[str, str, int, int, list[str], dict[str, Any
     yield "i8_multi_label_groups", "i8", 24, 4, six, grouped, {}
     yield "f32_only_sample_key", "f32", 5, 2, [], columns(5, "sample_key"), {}
     yield "f16_only_source_and_view", "f16", 5, 2, [], columns(5, "source", "view"), sources
+    pixels = {"views": VIEWS, "blocks": [
+        {"tap": "block4", "pooling": "mean", "offset": 0, "width": 2},
+        {"tap": "border", "pooling": "64x64", "offset": 2, "width": 3},
+        {"tap": "pixels", "pooling": "64x64", "offset": 5, "width": 4},
+    ]}  # fmt: skip
+    viewed = columns(24, "label", "group", "view")
+    yield "i8_views_and_pixels", "i8", 24, 9, three, viewed, pixels
     yield "i8_only_age", "i8", 12, 2, ["unused", "too"], columns(12, "age"), {}
 
 
@@ -694,6 +712,8 @@ def _notes(groups: Path) -> Iterator[Corruption]:
         "notes_integer_too_large": raw[:-1] + b',"x":1' + b"0" * 309 + b"}",
         "notes_byte_order_mark": "\ufeff".encode() + raw,
         "notes_null": raw[:-1] + b',"n_refused":null}',
+        "notes_views_of_nobody": canonical_json({**good, "views": {**VIEWS, "group": "nobody"}}),
+        "notes_views_unnumbered": canonical_json({**good, "views": {"mirror": True}}),
         "notes_whole_number_as_fraction": raw[:-1] + b',"n_refused":2.0}',
         "notes_class_twice": canonical_json({**good, "classes": ["one", "one", "two"]}),
         "notes_half_surrogate": raw[:-1] + b',"x":"\\ud800"}',
