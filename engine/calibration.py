@@ -1,7 +1,7 @@
 """Turning logits into probabilities that mean what they say, and thresholds into decisions.
 
 Everything here is fitted on rows the weights have not seen: the valid rows, or the predictions
-of cross-validation.
+of cross-validation. It is plain NumPy, so that a prediction need not load what fits.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ __all__ = [
     "choose_threshold",
     "choose_thresholds",
     "entropy_weights",
+    "fit_calibration",
+    "fit_isotonic",
     "fit_temperature",
     "mean_entropy",
 ]
@@ -30,6 +32,16 @@ METHODS = ("none", "temperature", "isotonic")
 # A temperature outside says that the rows are too few or perfectly separated; it would turn
 # probabilities into 0/1 or into nothing.
 _COLDEST, _HOTTEST = 0.05, 20.0
+# "auto" considers isotonic calibration from so many labelled rows on: with fewer it overfits and a
+# one-parameter family is better (Niculescu-Mizil and Caruana 2005, its learning curves).
+_ISOTONIC_ROWS = 1000
+_AUTO_FOLDS = 5
+# Privacy: a head file travels, and a step of the isotonic fit that held one or two rows would say
+# of them which probability they got and what they are. Every knot is a mean over at least this many
+# rows, and over at least this share of all, so that there are few knots.
+_KNOT_ROWS, _KNOT_SHARE = 10, 0.05
+# Where a class has fewer present or absent rows than a knot needs, it keeps its probabilities.
+_AS_IT_IS = ((0.0, 1.0), (0.0, 1.0))
 
 
 @dataclass(frozen=True)
@@ -251,11 +263,215 @@ def fit_temperature(logits: NDArray[np.float64], labels: NDArray[Any], *, balanc
     return float(np.exp(-0.5 * (low + high)))
 
 
-def choose_threshold(probabilities: NDArray[np.float64], positive: NDArray[np.bool_]) -> float:
+def fit_isotonic(
+    x: NDArray[np.float64], positive: NDArray[np.bool_], weights: NDArray[np.float64]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Find a curve that only rises from probabilities to frequencies, as few knots.
+
+    The weighted least-squares fit by pooling adjacent violators (Ayer et al. 1955; for
+    probabilities Zadrozny and Elkan 2002), its steps merged until each holds enough rows, with one
+    row's weight of doubt added to each: half for, half against, so that none says never or always.
+    A knot is a step's mean probability and its frequency; between knots the curve is straight,
+    which keeps the order of rows that a staircase would tie (centred isotonic regression, Oron and
+    Flournoy 2017).
+
+    Parameters
+    ----------
+    x : float64 (n,)
+        Probabilities.
+    positive : bool (n,)
+        What came true.
+    weights : float64 (n,)
+        How much each row counts.
+
+    Returns
+    -------
+    (x, y) : tuple of float each
+        Rising knots; at most 20, each of at least ten rows and a twentieth of all. The line from
+        (0, 0) to (1, 1) where fewer than ten rows are present or fewer than ten absent.
+    """
+    n_positive = int(np.count_nonzero(positive))
+    if min(n_positive, len(x) - n_positive) < _KNOT_ROWS:
+        return _AS_IT_IS
+    # The truth after the probability: sums must not depend on the order of the rows.
+    order = np.lexsort((weights, positive, x))
+    values, place, size = np.unique(x[order], return_inverse=True, return_counts=True)
+    w, hits = (
+        np.bincount(place, part[order], len(values)) for part in (weights, weights * positive)
+    )
+    sums = w * values
+    # Steps so far: rows, weight, weight that came true, weighted probability.
+    steps: list[list[float]] = []
+    for step in zip(size.tolist(), w.tolist(), hits.tolist(), sums.tolist(), strict=True):
+        steps.append(list(step))
+        while len(steps) > 1 and steps[-2][2] * steps[-1][1] >= steps[-1][2] * steps[-2][1]:
+            _merge(steps, len(steps) - 2)
+    fewest = max(_KNOT_ROWS, math.ceil(_KNOT_SHARE * len(x)))
+    while len(steps) > 1:
+        small = min(range(len(steps)), key=lambda i: steps[i][0])
+        if steps[small][0] >= fewest:
+            break
+        # With the neighbour whose frequency is nearer; the order of frequencies stays.
+        rates = [hit / weight for _, weight, hit, _ in steps]
+        before = rates[small] - rates[small - 1] if small > 0 else math.inf
+        after = rates[small + 1] - rates[small] if small + 1 < len(steps) else math.inf
+        _merge(steps, small - 1 if before <= after else small)
+    one = float(weights.mean())
+    knots_x = np.array([total / weight for _, weight, _, total in steps])
+    knots_y = np.array([(hit + 0.5 * one) / (weight + one) for _, weight, hit, _ in steps])
+    # The doubt pulls a light step further than a heavy one, and could turn two that were close.
+    knots_y = np.maximum.accumulate(knots_y)
+    return (
+        tuple(float(value) for value in np.clip(knots_x, 0.0, 1.0)),
+        tuple(float(value) for value in np.clip(knots_y, 0.0, 1.0)),
+    )
+
+
+def _merge(steps: list[list[float]], at: int) -> None:
+    """Make one of step `at` and the next."""
+    after = steps.pop(at + 1)
+    steps[at] = [a + b for a, b in zip(steps[at], after, strict=True)]
+
+
+def _row_losses(
+    probabilities: NDArray[np.float64], labels: NDArray[Any], weights: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return each row's share of the weighted cross entropy; certainty that is wrong is capped."""
+    p = np.clip(probabilities, 1e-12, 1.0)
+    if labels.ndim == 1:
+        losses: NDArray[np.float64] = -weights[labels] * np.log(p[np.arange(len(labels)), labels])
+        return losses
+    q = np.clip(1.0 - probabilities, 1e-12, 1.0)
+    present = np.where(labels == 1, -weights[1] * np.log(p), 0.0)
+    absent = np.where(labels == 0, -weights[0] * np.log(q), 0.0)
+    summed: NDArray[np.float64] = (present + absent).sum(axis=1)
+    return summed
+
+
+def _isotonic_is_better(
+    logits: NDArray[np.float64],
+    labels: NDArray[Any],
+    groups: NDArray[Any],
+    *,
+    balanced: bool,
+    seed: int,
+) -> bool:
+    """Compare both methods on patients they were not fitted on."""
+    # A prediction loads this module too, and splits nothing.
+    from engine.splits import class_groups, grouped_folds
+
+    k = logits.shape[1]
+    if int(class_groups(labels, groups, k).min()) < _AUTO_FOLDS:
+        return False
+    fold_of = grouped_folds(labels, groups, k, folds=_AUTO_FOLDS, seed=seed)
+    weights = entropy_weights(labels, k, balanced=balanced)
+    gain = np.zeros(len(labels))
+    for fold in range(_AUTO_FOLDS):
+        rest, held = fold_of != fold, fold_of == fold
+        losses = [
+            _row_losses(
+                fit_calibration(logits[rest], labels[rest], method, balanced=balanced).apply(
+                    logits[held], multilabel=labels.ndim == 2
+                ),
+                labels[held],
+                weights,
+            )
+            for method in ("temperature", "isotonic")
+        ]
+        gain[held] = losses[0] - losses[1]
+    _, patient = np.unique(groups, return_inverse=True)
+    gains = np.bincount(patient, gain)
+    # One standard error of the sum over patients: of two that are as good, the one with one number.
+    return bool(gains.sum() > math.sqrt(len(gains)) * gains.std())
+
+
+def fit_calibration(
+    logits: NDArray[np.float64],
+    labels: NDArray[Any],
+    method: str = "temperature",
+    *,
+    balanced: bool,
+    groups: NDArray[Any] | None = None,
+    seed: int = 0,
+) -> Calibration:
+    """Find how logits become probabilities that mean what they say.
+
+    Parameters
+    ----------
+    logits : float64 (n, k)
+        Of rows the weights have not seen.
+    labels : int (n,) or int8 (n, k)
+        Truth; multi-labels below 0 are left out.
+    method : {"none", "temperature", "isotonic", "auto"}
+        ``"isotonic"`` follows the temperature, see `fit_isotonic`. ``"auto"`` takes it if there are
+        at least 1,000 labelled rows and it lowers the cross entropy on patients it was not fitted
+        on by more than a standard error, and else the temperature alone.
+    balanced : bool
+        As in `fit_temperature`.
+    groups : int (n,), optional
+        Patient of each row; ``"auto"`` needs them.
+    seed : int
+        Of the folds of ``"auto"``.
+
+    Returns
+    -------
+    Calibration
+        With the method that was taken.
+
+    Raises
+    ------
+    ValueError
+        No such method, or ``"auto"`` without groups.
+    """
+    if method not in (*METHODS, "auto"):
+        raise ValueError(f"calibration is {method!r}; expected one of {', '.join(METHODS)}, auto")
+    if method == "none":
+        return Calibration()
+    multilabel = labels.ndim == 2
+    if method == "auto":
+        if groups is None:
+            raise ValueError(
+                "calibration 'auto' compares methods on other patients; expected groups, the "
+                "patient of each row; give them, or choose 'temperature'"
+            )
+        labelled = np.count_nonzero((labels >= 0).any(axis=1)) if multilabel else len(labels)
+        better = labelled >= _ISOTONIC_ROWS and _isotonic_is_better(
+            logits, labels, groups, balanced=balanced, seed=seed
+        )
+        method = "isotonic" if better else "temperature"
+    temperature = fit_temperature(logits, labels, balanced=balanced)
+    plain = Calibration("temperature", temperature)
+    if method == "temperature":
+        return plain
+    k = logits.shape[1]
+    probabilities = plain.apply(logits, multilabel=multilabel)
+    weights = entropy_weights(labels, k, balanced=balanced)
+    knots = []
+    for c in range(k):
+        if multilabel:
+            rows = labels[:, c] >= 0
+            present = labels[rows, c] == 1
+            row_weights = weights[present.astype(np.int64), c]
+        else:
+            rows, present = np.ones(len(labels), np.bool_), labels == c
+            row_weights = weights[labels]
+        knots.append(fit_isotonic(probabilities[rows, c], present, row_weights))
+    return Calibration("isotonic", temperature, tuple(knots))
+
+
+def choose_threshold(
+    probabilities: NDArray[np.float64],
+    positive: NDArray[np.bool_],
+    *,
+    sensitivity: float | None = None,
+    specificity: float | None = None,
+) -> float:
     """Choose the probability from which on a class is called present.
 
-    The threshold with the largest mean of sensitivity and specificity (Youden 1950); of several,
-    the one nearest to 0.5. Candidates lie halfway between neighbouring probabilities.
+    At a sensitivity: the highest threshold that reaches it on these rows. At a specificity: the
+    lowest one. Without either, the one with the largest mean of both (Youden 1950); of several, the
+    one nearest to 0.5. Thresholds lie halfway between neighbouring probabilities, so that equal
+    ones are on one side.
 
     Parameters
     ----------
@@ -263,28 +479,67 @@ def choose_threshold(probabilities: NDArray[np.float64], positive: NDArray[np.bo
         Of rows the weights have not seen.
     positive : bool (n,)
         Truth.
+    sensitivity, specificity : float, optional
+        At least this share of present rows is called present, or of absent rows absent; above 0,
+        up to 1. One of the two.
 
     Returns
     -------
     float
-        0.5 without positive or without negative rows.
+        0.5 without positive or without negative rows. Above 1 where a specificity can only be
+        reached by calling nothing present.
+
+    Raises
+    ------
+    ValueError
+        Both, or a share that is none.
     """
+    _check_shares(sensitivity, specificity)
     n_positive = int(np.count_nonzero(positive))
     n_negative = len(positive) - n_positive
     if n_positive == 0 or n_negative == 0:
         return 0.5
     values = np.unique(probabilities)
-    candidates = np.unique(np.append((values[1:] + values[:-1]) / 2, 0.5))
     present, absent = np.sort(probabilities[positive]), np.sort(probabilities[~positive])
-    sensitivity = 1.0 - np.searchsorted(present, candidates, side="left") / n_positive
-    specificity = np.searchsorted(absent, candidates, side="left") / n_negative
-    gain = sensitivity + specificity
+    if sensitivity is not None:
+        # 0.9 of 10 rows is 9 rows, whatever 0.9 is in binary.
+        wanted = math.ceil(sensitivity * n_positive - 1e-9)
+        lowest = present[n_positive - wanted]
+        under = values[values < lowest]
+        return float((lowest + under[-1]) / 2 if len(under) else lowest)
+    if specificity is not None:
+        highest = absent[math.ceil(specificity * n_negative - 1e-9) - 1]
+        over = values[values > highest]
+        if len(over) == 0:
+            return float(np.nextafter(highest, 2.0))
+        halfway = (highest + over[0]) / 2
+        return float(halfway if halfway > highest else over[0])
+    candidates = np.unique(np.append((values[1:] + values[:-1]) / 2, 0.5))
+    called = 1.0 - np.searchsorted(present, candidates, side="left") / n_positive
+    spared = np.searchsorted(absent, candidates, side="left") / n_negative
+    gain = called + spared
     best = np.flatnonzero(gain >= gain.max() - 1e-12)
     return float(candidates[best[np.argmin(np.abs(candidates[best] - 0.5))]])
 
 
+def _check_shares(sensitivity: float | None, specificity: float | None) -> None:
+    """Refuse what is no share, and two wishes at once."""
+    if sensitivity is not None and specificity is not None:
+        raise ValueError(
+            f"sensitivity {sensitivity} and specificity {specificity}; expected one of the two: "
+            "a threshold has one degree of freedom"
+        )
+    for name, share in (("sensitivity", sensitivity), ("specificity", specificity)):
+        if share is not None and not 0.0 < share <= 1.0:
+            raise ValueError(f"{name} is {share}; expected above 0 and at most 1")
+
+
 def choose_thresholds(
-    probabilities: NDArray[np.float64], labels: NDArray[Any]
+    probabilities: NDArray[np.float64],
+    labels: NDArray[Any],
+    *,
+    sensitivity: float | None = None,
+    specificity: float | None = None,
 ) -> tuple[float, ...]:
     """Choose a head's thresholds from predictions it has not learned from.
 
@@ -294,20 +549,39 @@ def choose_thresholds(
         Calibrated probabilities.
     labels : int (n,) or int8 (n, k)
         Truth.
+    sensitivity, specificity : float, optional
+        As in `choose_threshold`: of the second of two classes, of each label, or of each class of
+        more against the rest.
 
     Returns
     -------
     tuple of float
         Softmax with two classes: (1 - t, t) with t of the second class by `choose_threshold`.
-        Softmax with more: empty, the most probable class is decided. Multi-label: one per label.
+        Softmax with more: one per class where a sensitivity or specificity was asked for. They are
+        for reporting: the most probable class is decided all the same (`engine.metrics.decide`).
+        Empty otherwise. Multi-label: one per label.
+
+    Raises
+    ------
+    ValueError
+        As `choose_threshold`.
     """
+    _check_shares(sensitivity, specificity)
     k = probabilities.shape[1]
+
+    def choose(c: int, rows: NDArray[np.bool_], positive: NDArray[np.bool_]) -> float:
+        return choose_threshold(
+            probabilities[rows, c], positive, sensitivity=sensitivity, specificity=specificity
+        )
+
     if labels.ndim == 2:
         return tuple(
-            choose_threshold(probabilities[labels[:, c] >= 0, c], labels[labels[:, c] >= 0, c] == 1)
-            for c in range(k)
+            choose(c, labels[:, c] >= 0, labels[labels[:, c] >= 0, c] == 1) for c in range(k)
         )
+    every = np.ones(len(labels), np.bool_)
     if k == 2:
-        threshold = choose_threshold(probabilities[:, 1], labels == 1)
+        threshold = choose(1, every, labels == 1)
         return (1.0 - threshold, threshold)
-    return ()
+    if sensitivity is None and specificity is None:
+        return ()
+    return tuple(choose(c, every, labels == c) for c in range(k))

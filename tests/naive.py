@@ -57,8 +57,9 @@ def logits(X, weight, bias):
     return X.astype(np.float64) @ weight.astype(np.float64).T + bias
 
 
-def mlp_logits(X, hidden_weight, hidden_bias, weight, bias):
-    hidden = np.maximum(X.astype(np.float64) @ hidden_weight.T + hidden_bias, 0)
+def mlp_logits(X, hidden_weight, hidden_bias, weight, bias, kept=1.0):
+    """With kept (n, h), units are multiplied by it: 0 drops one."""
+    hidden = np.maximum(X.astype(np.float64) @ hidden_weight.T + hidden_bias, 0) * kept
     return hidden @ weight.T + bias
 
 

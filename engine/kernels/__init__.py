@@ -1,9 +1,9 @@
 """Where compiled kernels are cached, and how a loop becomes one.
 
-The kernels themselves are in `engine.kernels.pooling`, `engine.kernels.heads` and
-`engine.kernels.bootstrap`; importing one of those imports numba (about half a second), importing
-this package does not. Every kernel takes arrays and fills arrays: no allocation, no strings, no
-exceptions. Shapes and dtypes are checked by the public function that calls it.
+The kernels themselves are in `engine.kernels.pooling`, `engine.kernels.heads`, `engine.kernels.ood`
+and `engine.kernels.bootstrap`; importing one of those imports numba (about half a second),
+importing this package does not. Every kernel takes arrays and fills arrays: no allocation, no
+strings, no exceptions. Shapes and dtypes are checked by the public function that calls it.
 
 All kernels are compiled without ``fastmath`` (it would make ``isnan`` false) and without
 ``parallel`` (a reduction over threads would depend on their number), release the GIL, and
