@@ -23,6 +23,8 @@ def minimise(
     slack: float = 1.0,
     gives_up: Callable[[NDArray[np.float64], int], bool] | None = None,
     report: Callable[[int, float, float, float], None] | None = None,
+    first_step: float | None = None,
+    size: float = 1.0,
 ) -> tuple[NDArray[np.float64], int]:
     """Minimise a smooth function by L-BFGS with strong Wolfe line searches.
 
@@ -41,6 +43,12 @@ def minimise(
     report : callable, optional
         ``report(iteration, value, slope, gain)`` after each iteration: the largest component of
         the gradient and the value gained, both over the tolerance that ends the search.
+    first_step : float, optional
+        What to try first along the gradient: 1 where the function was made nearly round; a step
+        of about unit length if None.
+    size : float
+        Of what theta moves: the share of a sum that each of its terms has. Factor of the
+        tolerance of the gradient.
 
     Returns
     -------
@@ -67,8 +75,9 @@ def minimise(
     direction, gradient = np.empty(p), np.empty(p)
     value = evaluate(theta, gradient)
     count, newest = 0, -1
+    flat = slack * size * _GRADIENT_TOLERANCE
     for iteration in range(1, max_iterations + 1):
-        if np.abs(gradient).max() <= slack * _GRADIENT_TOLERANCE:
+        if np.abs(gradient).max() <= flat:
             return theta, iteration - 1
         kernels.lbfgs_direction(
             steps, changes, curvatures, count, max(newest, 0), gradient, alphas, lanes, direction
@@ -79,7 +88,9 @@ def minimise(
             count, newest = 0, -1
             np.negative(gradient, out=direction)
             slope = -dot(gradient, gradient)
-        first = 1.0 if count else min(1.0, 1.0 / float(np.abs(gradient).sum()))
+        first = 1.0
+        if not count:
+            first = first_step or min(1.0, 1.0 / float(np.abs(gradient).sum()))
         found = _line_search(evaluate, dot, theta, value, slope, direction, first)
         if found is None:
             return theta, iteration - 1
@@ -96,7 +107,7 @@ def minimise(
         theta, value, gradient = new_theta, new_value, new_gradient
         tolerance = slack * _PROGRESS_TOLERANCE * max(abs(value), 1.0)
         if report is not None:
-            largest = float(np.abs(gradient).max()) / (slack * _GRADIENT_TOLERANCE)
+            largest = float(np.abs(gradient).max()) / flat
             # A test may set a tolerance to zero.
             report(iteration, value, largest, progress / tolerance if tolerance else np.inf)
         if gives_up is not None and gives_up(theta, iteration):

@@ -1,4 +1,4 @@
-"""Kernels of heads and of the bootstrap: against the oracle, compiled and as plain Python."""
+"""Kernels of heads: against the oracle, compiled and as plain Python."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from engine import kernels
-from engine.kernels import bootstrap, heads
+from engine.kernels import heads
 
 
 def _linear(n, d, k, seed=0):
@@ -163,17 +163,20 @@ def test_linear_loss_and_gradient(task, n, d, k):
     np.testing.assert_allclose(gradients[1], numerical, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("dropout", [False, True])
 @pytest.mark.parametrize("task", ["softmax", "multilabel"])
 @pytest.mark.parametrize(("n", "d", "k", "h"), [(1, 2, 2, 1), (6, 5, 3, 4)])
-def test_mlp_loss_and_gradient(task, n, d, k, h):
+def test_mlp_loss_and_gradient(task, n, d, k, h, dropout):
     X, first, first_bias, rng = _linear(n, d, h, seed=5)
     parameters = [first, first_bias, rng.normal(size=(k, h)), rng.normal(size=k)]
     row_weights, l2 = rng.uniform(0.1, 1, n), 0.2
     positive, negative = rng.uniform(0.5, 2, k), rng.uniform(0.5, 2, k)
     labels = rng.integers(0, k, n) if task == "softmax" else _multilabels(rng, n, k)
 
+    kept = rng.choice([0.0, 1.0, 2.5], (n, h)) if dropout else np.empty((0, h))
+
     def expected(parameters):
-        z = naive.mlp_logits(X, *parameters)
+        z = naive.mlp_logits(X, *parameters, kept if dropout else 1.0)
         if task == "softmax":
             data = naive.softmax_loss(z, labels, row_weights)
         else:
@@ -182,12 +185,13 @@ def test_mlp_loss_and_gradient(task, n, d, k, h):
         return data + 0.5 * l2 * ((parameters[0] ** 2).sum() + (parameters[2] ** 2).sum())
 
     hidden, back, block = np.empty((4, h)), np.empty((4, h)), np.empty((4, k))
-    work = (np.empty(heads.LANES), hidden, back, block)
+    lanes = np.empty(heads.LANES)
 
     def added(*pieces):
         results = [*map(np.zeros_like, parameters), np.zeros(1)]
         for piece in pieces:
             data = X[piece], labels[piece], row_weights[piece]
+            work = (kept[piece] if dropout else kept, lanes, hidden, back, block)
             if task == "softmax":
                 heads.mlp_softmax(*data, *parameters, *work, *results)
             else:
@@ -251,6 +255,52 @@ def test_the_lbfgs_direction_is_the_inverse_hessian_of_bfgs():
     assert np.array_equal(out, -gradient)
 
 
+@pytest.mark.parametrize(("n", "d"), [(8, 1), (16, 33), (8, 130), (24, 64)])
+def test_gram_of_all_columns(n, d):
+    X = np.random.default_rng(d).normal(size=(n, d)).astype(np.float32)
+    X.flags.writeable = False
+    first = np.empty((heads.GRAM_ROWS, heads.GRAM_TALL))
+    second = np.empty((heads.GRAM_ROWS, heads.GRAM_WIDE))
+    gram = np.full((d, d), 0.5)
+    for start in range(0, d, heads.GRAM_TALL):
+        heads.add_gram(X, start, min(start + heads.GRAM_TALL, d), first, second, gram)
+    wide = X.astype(np.float64)
+    np.testing.assert_allclose(np.tril(gram), np.tril(0.5 + wide.T @ wide), rtol=1e-11, atol=1e-12)
+
+
+def _positive_definite(d, seed=0):
+    root = np.random.default_rng(seed).normal(size=(d, d + 3))
+    return root @ root.T
+
+
+@pytest.mark.parametrize("d", [1, 2, 63, 64, 65, 130])
+def test_cholesky_and_its_solutions(d):
+    matrix = _positive_definite(d)
+    factor = matrix.copy()
+    heads.cholesky(factor, np.empty((heads.PANEL, d)))
+    lower = np.tril(factor)
+    np.testing.assert_allclose(lower, np.linalg.cholesky(matrix), rtol=1e-8, atol=1e-10)
+    np.testing.assert_array_equal(np.triu(factor, 1), np.triu(matrix, 1))
+    values = np.random.default_rng(1).normal(size=(3, d))
+    forward, backward = values.copy(), values.copy()
+    heads.solve_lower(factor, np.empty(heads.LANES), forward)
+    heads.solve_upper(factor, backward)
+    np.testing.assert_allclose(forward @ lower.T, values, rtol=1e-7, atol=1e-8)
+    np.testing.assert_allclose(backward @ lower, values, rtol=1e-7, atol=1e-8)
+
+
+@pytest.mark.parametrize("edge", ["zeros", "equal columns", "negative"])
+def test_cholesky_of_a_matrix_that_has_none_stays_finite(edge):
+    factor = {
+        "zeros": np.zeros((70, 70)),
+        "equal columns": np.ones((70, 70)),
+        "negative": -np.eye(70),
+    }[edge]
+    heads.cholesky(factor, np.empty((heads.PANEL, 70)))
+    assert np.isfinite(np.tril(factor)).all()
+    assert (np.diag(factor) > 0).all()
+
+
 def test_adam_takes_the_papers_first_step():
     parameters, first, second = np.array([1.0, 2.0, 3.0]), np.zeros(3), np.zeros(3)
     heads.adam_step(parameters, np.array([5.0, -0.01, 0.0]), first, second, 1, 0.1)
@@ -258,47 +308,6 @@ def test_adam_takes_the_papers_first_step():
     np.testing.assert_allclose(parameters, [0.9, 2.1, 3.0], rtol=1e-6)
     heads.adam_step(parameters, np.array([5.0, -0.01, 0.0]), first, second, 2, 0.1)
     np.testing.assert_allclose(parameters, [0.8, 2.2, 3.0], rtol=1e-5)
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_bootstrap_auroc_equals_repeated_rows(seed):
-    rng = np.random.default_rng(seed)
-    n, k, groups, draws = 40, 3, 12, 6
-    scores = rng.integers(0, 6, (n, k)).astype(float)
-    truth = rng.choice(np.array([1, 0, -1], np.int8), (n, k))
-    group = rng.integers(0, groups, n)
-    multiplicity = rng.integers(0, 3, (draws, groups)).astype(np.int32)
-    multiplicity[0] = 0
-    order = np.argsort(scores, axis=0, kind="stable").T.copy()
-    tie_end = np.ones((k, n), np.uint8)
-    for c in range(k):
-        tie_end[c, :-1] = np.diff(scores[order[c], c]) != 0
-    out = np.empty((draws, k))
-    bootstrap.bootstrap_auroc(multiplicity, group, order, tie_end, truth, out)
-    for draw in range(draws):
-        rows = np.repeat(np.arange(n), multiplicity[draw, group])
-        for c in range(k):
-            used = rows[truth[rows, c] >= 0]
-            expected = naive.auroc(scores[used, c], truth[used, c] == 1)
-            if expected is None:
-                assert np.isnan(out[draw, c])
-            else:
-                assert out[draw, c] == pytest.approx(expected, rel=1e-12)
-
-
-def test_bootstrap_rates_are_sums_over_repeated_rows():
-    multiplicity = np.array([[1, 2], [0, 3]], np.int32)
-    sums, counts = np.full((2, 2), np.nan), np.full((2, 2), np.nan)
-    bootstrap.bootstrap_rates(
-        multiplicity,
-        np.array([0, 1, 1]),
-        np.array([0, 0, 1]),
-        np.array([1.0, 0.5, 4.0]),
-        sums,
-        counts,
-    )
-    assert sums.tolist() == [[2.0, 8.0], [1.5, 12.0]]
-    assert counts.tolist() == [[3.0, 2.0], [3.0, 3.0]]
 
 
 def _run(code, **environment):

@@ -17,10 +17,16 @@ from engine.kernels import kernel
 from engine.kernels.scalars import wide
 
 __all__ = [
+    "GRAM_ROWS",
+    "GRAM_TALL",
+    "GRAM_WIDE",
     "LANES",
+    "PANEL",
     "ROWS",
     "adam_step",
+    "add_gram",
     "add_moments",
+    "cholesky",
     "dot",
     "lbfgs_direction",
     "linear_multilabel",
@@ -33,6 +39,8 @@ __all__ = [
     "penalise",
     "sigmoid",
     "softmax",
+    "solve_lower",
+    "solve_upper",
     "standardise",
 ]
 
@@ -41,6 +49,10 @@ ROWS = 4
 # A dot product is kept in this many partial sums: without fastmath the compiler may not reorder
 # one sum, but it may do several side by side in a vector register.
 LANES = 64
+# Sums of products of columns are made in tiles so tall and wide that a tile stays in the first
+# cache, of so many rows at a time; factors are made in panels of so many columns.
+GRAM_TALL, GRAM_WIDE, GRAM_ROWS = 32, 128, 8
+PANEL = 64
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -351,6 +363,15 @@ def _relu(hidden: F64, rows: int) -> None:
 
 
 @kernel
+def _drop(hidden: F64, start: int, rows: int, kept: F64) -> None:
+    """Multiply the first rows by those of kept from `start`, in place; no rows drop nothing."""
+    if kept.shape[0] > 0:
+        for r in range(rows):
+            for j in range(hidden.shape[1]):
+                hidden[r, j] *= kept[start + r, j]
+
+
+@kernel
 def _back(block: F64, rows: int, weight: F64, hidden: F64, out: F64) -> None:
     """Carry residuals through the output layer and the ReLU, to out (rows, h)."""
     for r in range(rows):
@@ -391,6 +412,7 @@ def mlp_softmax(
     hidden_bias: F64,
     weight: F64,
     bias: F64,
+    kept: F64,
     lanes: F64,
     hidden: F64,
     back: F64,
@@ -404,7 +426,8 @@ def mlp_softmax(
     """Add loss and gradient of rows of a softmax head with one hidden ReLU layer.
 
     As `linear_softmax`, with hidden_weight (h, d), weight (k, h), and the work
-    spaces hidden and back of (ROWS, h).
+    spaces hidden and back of (ROWS, h). Units are multiplied by kept (n, h), which is 0 where one
+    is dropped (Srivastava et al. 2014, section 4), or left alone by kept (0, h).
     """
     n = X.shape[0]
     total = loss[0]
@@ -412,10 +435,12 @@ def mlp_softmax(
         rows = min(ROWS, n - start)
         _block_logits(X, start, rows, hidden_weight, hidden_bias, lanes, hidden)
         _relu(hidden, rows)
+        _drop(hidden, start, rows, kept)
         _block_logits(hidden, 0, rows, weight, bias, lanes, block)
         for r in range(rows):
             total += _softmax_residual(block[r], labels[start + r], row_weights[start + r])
         _back(block, rows, weight, hidden, back)
+        _drop(back, start, rows, kept)
         _add_gradient(hidden, 0, rows, block, weight_gradient, bias_gradient)
         _add_gradient(X, start, rows, back, hidden_weight_gradient, hidden_bias_gradient)
     loss[0] = total
@@ -432,6 +457,7 @@ def mlp_multilabel(
     hidden_bias: F64,
     weight: F64,
     bias: F64,
+    kept: F64,
     lanes: F64,
     hidden: F64,
     back: F64,
@@ -452,12 +478,14 @@ def mlp_multilabel(
         rows = min(ROWS, n - start)
         _block_logits(X, start, rows, hidden_weight, hidden_bias, lanes, hidden)
         _relu(hidden, rows)
+        _drop(hidden, start, rows, kept)
         _block_logits(hidden, 0, rows, weight, bias, lanes, block)
         for r in range(rows):
             total += _multilabel_residual(
                 block[r], labels[start + r], row_weights[start + r], positive, negative
             )
         _back(block, rows, weight, hidden, back)
+        _drop(back, start, rows, kept)
         _add_gradient(hidden, 0, rows, block, weight_gradient, bias_gradient)
         _add_gradient(X, start, rows, back, hidden_weight_gradient, hidden_bias_gradient)
     loss[0] = total
@@ -534,3 +562,116 @@ def adam_step(
         first[j] = 0.9 * first[j] + 0.1 * gradient[j]
         second[j] = 0.999 * second[j] + 0.001 * gradient[j] * gradient[j]
         parameters[j] -= rate * (first[j] / first_bias) / (np.sqrt(second[j] / second_bias) + 1e-8)
+
+
+@kernel
+def add_gram(X: F32, start: int, stop: int, first: F64, second: F64, gram: F64) -> None:
+    """Add X'X to rows `start` to `stop` of the lower triangle of gram, tile by tile.
+
+    Parameters
+    ----------
+    X : float32 (n, d)
+        Features; n is a multiple of `GRAM_ROWS`.
+    start, stop : int
+        At most `GRAM_TALL` rows of gram; rows that other calls fill may be filled meanwhile.
+    first, second : float64 (GRAM_ROWS, GRAM_TALL), (GRAM_ROWS, GRAM_WIDE)
+        Work space.
+    gram : float64 (d, d)
+        Added to, where the column is below `stop` or a few beyond.
+    """
+    n = X.shape[0]
+    for left in range(0, stop, GRAM_WIDE):
+        right = min(left + GRAM_WIDE, stop)
+        width = right - left
+        for row in range(0, n, GRAM_ROWS):
+            tall, broad = X[row : row + GRAM_ROWS, start:stop], X[row : row + GRAM_ROWS, left:right]
+            for r in range(GRAM_ROWS):
+                for i in range(stop - start):
+                    first[r, i] = tall[r, i]
+                for j in range(width):
+                    second[r, j] = broad[r, j]
+            for i in range(stop - start):
+                a0, a1, a2, a3 = first[0, i], first[1, i], first[2, i], first[3, i]
+                a4, a5, a6, a7 = first[4, i], first[5, i], first[6, i], first[7, i]
+                sums = gram[start + i, left:right]
+                # One load and one store of the sum for eight products.
+                for j in range(width):
+                    sums[j] += (
+                        (a0 * second[0, j] + a1 * second[1, j])
+                        + (a2 * second[2, j] + a3 * second[3, j])
+                    ) + (
+                        (a4 * second[4, j] + a5 * second[5, j])
+                        + (a6 * second[6, j] + a7 * second[7, j])
+                    )
+
+
+@kernel
+def cholesky(matrix: F64, panel: F64) -> None:
+    """Turn a positive definite matrix into its Cholesky factor, in the lower triangle.
+
+    Golub and Van Loan 2013, algorithm 4.2.2 by blocks. A pivot that rounding made negative or
+    tiny becomes a tiny positive one: what is solved with the factor stays finite.
+
+    Parameters
+    ----------
+    matrix : float64 (d, d)
+        Its lower triangle is read and overwritten, the upper one is left as it is.
+    panel : float64 (PANEL, d)
+        Work space.
+    """
+    d = matrix.shape[0]
+    tiny = 0.0
+    for i in range(d):
+        tiny = max(tiny, matrix[i, i])
+    tiny = max(tiny * 1e-12, 1e-300)
+    for left in range(0, d, PANEL):
+        right = min(left + PANEL, d)
+        for i in range(left, d):
+            for j in range(left, min(i + 1, right)):
+                total = matrix[i, j]
+                for p in range(left, j):
+                    total -= matrix[i, p] * matrix[j, p]
+                if i == j:
+                    matrix[i, i] = np.sqrt(max(total, tiny))
+                else:
+                    matrix[i, j] = total / matrix[j, j]
+        if right == d:
+            break
+        for i in range(right, d):
+            for p in range(left, right):
+                panel[p - left, i - right] = matrix[i, p]
+        # Only the last panel may be narrower, and it has no rows below it.
+        for i in range(right, d):
+            own, row = matrix[i, left:right], matrix[i, right : i + 1]
+            for p in range(0, PANEL, 8):
+                eight = panel[p : p + 8]
+                a0, a1, a2, a3 = own[p], own[p + 1], own[p + 2], own[p + 3]
+                a4, a5, a6, a7 = own[p + 4], own[p + 5], own[p + 6], own[p + 7]
+                for j in range(i + 1 - right):
+                    row[j] -= (
+                        (a0 * eight[0, j] + a1 * eight[1, j])
+                        + (a2 * eight[2, j] + a3 * eight[3, j])
+                    ) + (
+                        (a4 * eight[4, j] + a5 * eight[5, j])
+                        + (a6 * eight[6, j] + a7 * eight[7, j])
+                    )
+
+
+@kernel
+def solve_lower(factor: F64, lanes: F64, values: F64) -> None:
+    """Solve L x = b for every row b of values (k, d), in place; factor (d, d) holds L."""
+    for i in range(factor.shape[0]):
+        for c in range(values.shape[0]):
+            known = _dot(factor[i, :i], values[c, :i], lanes)
+            values[c, i] = (values[c, i] - known) / factor[i, i]
+
+
+@kernel
+def solve_upper(factor: F64, values: F64) -> None:
+    """Solve L' x = b for every row b of values (k, d), in place; factor (d, d) holds L."""
+    for i in range(factor.shape[0] - 1, -1, -1):
+        for c in range(values.shape[0]):
+            value = values[c, i] / factor[i, i]
+            values[c, i] = value
+            for j in range(i):
+                values[c, j] -= value * factor[i, j]
