@@ -1,14 +1,16 @@
-"""How to draw a frontal chest X-ray of nobody: synthetic, marked as such, the same for a seed.
+"""How to draw a chest X-ray of nobody: synthetic, marked as such, the same for a seed.
 
 The picture is added up as a radiograph is: thickness of soft tissue, less the air of the lungs,
 plus the bone in the beam, as a display's characteristic curve shows it. It is good enough to try
 every step from a file to an answer, on PNG and on DICOM, without a patient; it is no model of any
-disease, and an answer to it means nothing.
+disease, and an answer to it means nothing. What is no frontal chest X-ray is drawn the same way, to
+see whether it is refused.
 """
 
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import uuid
 from collections.abc import Sequence
@@ -24,10 +26,22 @@ import formats
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-__all__ = ["FINDINGS", "MARK", "Phantom", "draw_phantom", "write_dicom", "write_png"]
+__all__ = [
+    "FINDINGS",
+    "MARK",
+    "STRANGERS",
+    "Phantom",
+    "draw_phantom",
+    "draw_stranger",
+    "write_dicom",
+    "write_png",
+]
 
 FINDINGS = ("none", "lobar", "diffuse")
 """What may be drawn into the lungs: nothing, one dense lobe, or streaks and haze on both sides."""
+
+STRANGERS = ("lateral", "hand", "page")
+"""What may be drawn instead of a frontal chest: one from the side, a hand, a page of text."""
 
 MARK = "SYNTHETIC"
 """Burned into every picture and said by every header, so that nobody takes it for a patient."""
@@ -50,7 +64,7 @@ _EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
 
 @dataclass(frozen=True, eq=False)
 class Phantom:
-    """One synthetic chest X-ray.
+    """One synthetic picture.
 
     Parameters
     ----------
@@ -59,7 +73,7 @@ class Phantom:
     seed : int
         What it was drawn from.
     finding : str
-        One of :data:`FINDINGS`.
+        One of :data:`FINDINGS`, or of :data:`STRANGERS`.
     mark_box : tuple of int
         Left, top, right, bottom of the burned-in :data:`MARK`, pixels.
     """
@@ -105,16 +119,56 @@ def draw_phantom(
     ValueError
         A finding or size outside these choices.
     """
-    if finding not in FINDINGS:
-        raise ValueError(f"finding is {finding!r}, expected one of {', '.join(FINDINGS)}")
-    if min(height, width) < 128:
-        raise ValueError(f"size is {width} x {height} pixels, expected at least 128 x 128")
+    _check(finding, FINDINGS, "finding", height, width)
     # The finding is drawn from a stream of its own: one seed, one child, whatever the lungs show.
     rng = np.random.default_rng([seed, 0])
     build = _Build.draw(rng)
     plane = _Plane.place(rng, height, width)
     fluence = _attenuation(plane, build, rng, finding, np.random.default_rng([seed, 1]))
     shown = _expose(plane, fluence, rng)
+    return _marked(shown, plane, seed, finding)
+
+
+def draw_stranger(seed: int, kind: str, *, height: int = 640, width: int = 640) -> Phantom:
+    """Draw what a head for frontal chest X-rays should refuse.
+
+    Parameters
+    ----------
+    seed : int
+        Not negative; as for :func:`draw_phantom`.
+    kind : {"lateral", "hand", "page"}
+        A chest from the side, a hand, a page of text.
+    height, width : int
+        Size, pixels; at least 128 each.
+
+    Returns
+    -------
+    Phantom
+        With :data:`MARK` burned in, `kind` as its finding.
+
+    Raises
+    ------
+    ValueError
+        A kind or size outside these choices.
+    """
+    _check(kind, STRANGERS, "kind", height, width)
+    rng = np.random.default_rng([seed, 2 + STRANGERS.index(kind)])
+    plane = _Plane.place(rng, height, width)
+    if kind == "page":
+        shown = _page(plane, rng)
+    else:
+        shown = _expose(plane, (_lateral if kind == "lateral" else _hand)(plane, rng), rng)
+    return _marked(shown, plane, seed, kind)
+
+
+def _check(chosen: str, choices: Sequence[str], what: str, height: int, width: int) -> None:
+    if chosen not in choices:
+        raise ValueError(f"{what} is {chosen!r}, expected one of {', '.join(choices)}")
+    if min(height, width) < 128:
+        raise ValueError(f"size is {width} x {height} pixels, expected at least 128 x 128")
+
+
+def _marked(shown: NDArray[np.float64], plane: _Plane, seed: int, finding: str) -> Phantom:
     mark_box = _burn_in(shown, plane)
     pixels = np.floor(np.clip(shown, 0.0, 1.0) * WHITE + 0.5).astype(np.uint16)
     pixels.setflags(write=False)
@@ -175,7 +229,7 @@ def write_dicom(phantom: Phantom, path: str | Path, *, photometric: str = "MONOC
     Raises
     ------
     ValueError
-        Another photometric interpretation.
+        Another photometric interpretation, or no frontal chest: the header says that it is one.
     WriteError
         The folder cannot be written to.
     """
@@ -185,6 +239,7 @@ def write_dicom(phantom: Phantom, path: str | Path, *, photometric: str = "MONOC
         raise ValueError(
             f"photometric is {photometric!r}, expected one of {', '.join(PHOTOMETRICS)}"
         )
+    _check(phantom.finding, FINDINGS, "finding", *phantom.pixels.shape)
     data = io.BytesIO()
     pydicom.dcmwrite(data, _dataset(phantom, photometric), enforce_file_format=True)
     return formats.atomic_write(path, data.getvalue())
@@ -590,6 +645,96 @@ def _consolidation(plane: _Plane, rng: np.random.Generator) -> NDArray[np.float6
     edge = away + 0.16 * _clouds(rng, plane, 0.05, 0.15)
     patch = _step((0.95 - edge) / 0.24)
     return patch * np.clip(0.92 + 0.06 * _clouds(rng, plane, 0.02, 0.06), 0.0, 1.0)
+
+
+def _lateral(plane: _Plane, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Chest from the side, looking to the left: both lungs in one, heart in front, spine behind."""
+    u, v = plane.u, plane.v
+    front, lung, heart = rng.uniform(0.26, 0.31), rng.uniform(0.72, 0.80), rng.uniform(0.9, 1.1)
+    trunk = _chord((u - 0.02) / (front + 0.06 * _smooth(0.1, 0.6, v)), 2.6)
+    total = _blur(1.05 * trunk * _smooth(-0.02, 0.08, v), 0.008 * plane.scale)
+    inside = np.clip(1.0 - ((u - 0.01) / (front - 0.04)) ** 2, 0.0, 1.0) ** 0.5
+    dome = lung + 0.9 * np.abs(u + 0.03) ** 1.7
+    air = inside * _step((v - 0.12) / 0.02) * _step((dome - v) / 0.006)
+    shade = np.hypot((u + 0.10) / (0.13 * heart), (v - 0.58) / (0.17 * heart))
+    air = air * (1.0 - 0.8 * _step((1.0 - shade) / 0.10))
+    total -= 0.72 * _blur(air, 0.004 * plane.scale)
+    # The spine curves backwards; bodies with gaps of disc between them.
+    for number in range(16):
+        middle = 0.04 + 0.062 * number
+        back = 0.13 + 0.07 * math.sin(math.pi * min(middle, 1.0))
+        body = _step((0.032 - np.abs(u - back)) / 0.004) * _step(
+            (0.025 - np.abs(v - middle)) / 0.004
+        )
+        total += 0.16 * body
+        ribs = [(back, middle), (back - 0.16, middle + 0.10), (-front + 0.05, middle + 0.26)]
+        if 2 <= number <= 10:
+            _add_tube(total, plane, _bent(ribs), 0.012, 0.10, hollow=0.7)
+    _add_tube(total, plane, [(-front + 0.03, 0.22), (-front - 0.01, 0.60)], 0.014, 0.16)
+    # Both arms are raised, their shoulders lie over the upper lungs.
+    for shift in rng.uniform(-0.05, 0.05, 2).tolist():
+        _add_tube(total, plane, [(0.02 + shift, 0.16), (-0.10 + shift, -0.12)], 0.085, 0.45)
+    return total
+
+
+def _hand(plane: _Plane, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Palm down, fingers up."""
+    total = np.zeros(plane.shape)
+    flesh = np.zeros(plane.shape)
+    wrist = (rng.uniform(-0.02, 0.02), 0.84)
+    for radius, side in ((0.040, -0.035), (0.033, 0.040)):
+        line = [(wrist[0] + side, wrist[1]), (wrist[0] + 1.2 * side, 1.15)]
+        _add_tube(total, plane, line, radius, 0.42, hollow=0.6)
+    for _ in range(8):  # the carpus
+        spot = (wrist[0] + rng.uniform(-0.06, 0.06), wrist[1] - rng.uniform(0.02, 0.09))
+        _add_tube(total, plane, [spot, (spot[0] + 0.01, spot[1])], 0.028, 0.22)
+    palm = [(wrist[0], 1.2), wrist, (wrist[0], 0.60)]
+    _add_tube(flesh, plane, palm, 0.15, 0.5)
+    spread = rng.uniform(0.85, 1.15)
+    # Angle from straight up, and the ends of the bones along the ray, from thumb to little finger.
+    rays = (
+        (-0.75, (0.06, 0.20, 0.31, 0.38)),
+        (-0.22, (0.10, 0.32, 0.48, 0.57, 0.63)),
+        (-0.02, (0.10, 0.32, 0.50, 0.60, 0.67)),
+        (0.17, (0.10, 0.31, 0.47, 0.57, 0.63)),
+        (0.38, (0.10, 0.29, 0.41, 0.48, 0.54)),
+    )
+    for angle, ends in rays:
+        across, up = math.sin(spread * angle), math.cos(spread * angle)
+        at = [(wrist[0] + 1.1 * end * across, wrist[1] - 1.1 * end * up) for end in ends]
+        limb = np.zeros(plane.shape)
+        _add_tube(limb, plane, [at[0], at[-1]], 0.045, 0.42)
+        flesh = np.maximum(flesh, limb)
+        for number, (start, stop) in enumerate(itertools.pairwise(at)):
+            gap = 0.06
+            near = tuple(a + gap * (b - a) for a, b in zip(start, stop, strict=True))
+            far = tuple(b - gap * (b - a) for a, b in zip(start, stop, strict=True))
+            bone = [(near[0], near[1]), (far[0], far[1])]
+            _add_tube(total, plane, bone, 0.021 - 0.003 * number, 0.40, hollow=0.6)
+    return total + _blur(flesh, 0.006 * plane.scale)
+
+
+def _page(plane: _Plane, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Dark letters on white: lines of words of random letters."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    height, width = plane.shape
+    size = max(8, int(rng.uniform(0.020, 0.035) * height))
+    font = ImageFont.load_default(size)
+    canvas = Image.new("L", (width, height), 245)
+    draw = ImageDraw.Draw(canvas)
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    for top in range(2 * size, height - 2 * size, round(1.5 * size)):
+        if rng.random() < 0.15:  # between paragraphs
+            continue
+        words = ("".join(rng.choice(letters, rng.integers(2, 10))) for _ in range(40))
+        line, end = "", rng.uniform(0.5, 0.92) * width
+        for word in words:
+            if draw.textlength(line + word, font) > end - 2 * size:
+                break
+            line += word + " "
+        draw.text((2 * size, top), line, 20, font)
+    return np.asarray(canvas) / 255.0
 
 
 def _expose(

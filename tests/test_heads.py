@@ -12,6 +12,7 @@ import pytest
 from engine.calibration import Calibration
 from engine.errors import HeadFileError, MismatchError
 from engine.heads import Head, load_head
+from engine.ood import fit_ood
 from engine.pooling import Block
 from formats import preprocessing_digest, read_head, write_head
 
@@ -146,13 +147,30 @@ def test_select_names_the_block_that_is_missing():
         make_head().select(features(1, 6), (BLOCKS[0], Block("b", "max", 2, 4)))
 
 
+RISING = ((0.0, 0.2, 1.0), (0.1, 0.1, 0.9))
+REMEMBERS = fit_ood(
+    np.random.default_rng(2).normal(size=(40, 5)).astype(np.float32), np.arange(40) // 2
+)
+
+
+@pytest.mark.parametrize("ood", [None, REMEMBERS], ids=["answers all", "refuses"])
+@pytest.mark.parametrize(
+    "calibration", [Calibration("temperature", 1.7), Calibration("isotonic", 1.7, (RISING,) * 3)]
+)
 @pytest.mark.parametrize("kind", ["linear", "mlp"])
-def test_a_head_survives_its_file_bit_for_bit(tmp_path, kind):
-    head, X = make_head(kind), features()
+def test_a_head_survives_its_file_bit_for_bit(tmp_path, kind, calibration, ood):
+    head, X = make_head(kind, calibration=calibration, ood=ood), features()
     path = head.save(tmp_path / "h.safetensors")
     again = load_head(path)
     assert np.array_equal(head.probabilities(X), again.probabilities(X))
     assert head.digest == again.digest
+    assert again.calibration == calibration
+    if ood is None:
+        assert again.ood is None
+    else:
+        standard = head.standardise(X)
+        assert np.array_equal(again.ood.scores(standard), ood.scores(standard))
+        assert again.ood.to_json() == ood.to_json()
     assert again.save(tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
     for name in ("name", "classes", "blocks", "thresholds", "training", "metrics", "about"):
         assert getattr(again, name) == getattr(head, name)
@@ -167,22 +185,28 @@ def test_the_digest_covers_weights_and_metadata():
         replace(head, weights=weights).digest,
         replace(head, calibration=Calibration("temperature", 1.6)).digest,
         replace(head, classes=("normal", "viral", "other")).digest,
+        replace(head, ood=REMEMBERS).digest,
+        replace(head, ood=replace(REMEMBERS, threshold=9.0)).digest,
     }
-    assert len(digests) == 4
+    assert len(digests) == 6
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"format": "other"}, "format is 'other'"),
-        ({"version": 2}, "head version 2, this release reads 1; update Hilum"),
+        ({"version": 1}, "head version 1, this release reads 2; update Hilum or train"),
+        ({"version": 3}, "head version 3, this release reads 2; update Hilum or train"),
         ({"classes": "abc"}, "'classes' is str"),
         ({"classes": ["a", "a", "b"]}, "not distinct"),
         ({"classes": ["a", "b"]}, "tensor 'bias' is float32"),
         ({"kind": "forest"}, "kind 'forest'"),
         ({"kind": "mlp"}, "expected bias, hidden.bias"),
-        ({"temperature": 0.0}, "temperature"),
-        ({"temperature": True}, "'temperature' is bool"),
+        ({"calibration": None}, "'calibration' is NoneType or missing"),
+        ({"calibration": {"method": "platt", "temperature": 1.0}}, "calibration: calibration is"),
+        ({"calibration": {"method": "temperature", "temperature": 0.0}}, "temperature is 0.0"),
+        ({"calibration": {"method": "temperature", "temperature": True}}, "expected a positive"),
+        ({"calibration": {"method": "isotonic", "temperature": 1.0}}, "needs knots of 3 classes"),
         ({"thresholds": [0.5]}, "1 thresholds for 3 classes"),
         ({"thresholds": ["0.5", 1, 1]}, "thresholds are"),
         ({"blocks": [{"tap": "a"}]}, "feature block 0"),
@@ -217,3 +241,37 @@ def test_damaged_tensors_are_refused(tmp_path, name, value, message):
     write_head(path, {**tensors, name: value}, metadata)
     with pytest.raises(HeadFileError, match=message):
         load_head(path)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "value", "message"),
+    [
+        ({}, {"method": "nearest"}, "method is 'nearest'"),
+        ({}, {"threshold": -1.0}, "threshold and refusal_rate"),
+        ({}, {"refusal_rate": True}, "threshold and refusal_rate"),
+        ({}, {"about": []}, "about is missing"),
+        ({"ood.basis": None}, {}, "tensors center, rest, scale, spread"),
+        ({"ood.other": np.ones(1, np.float32)}, {}, "other"),
+        ({"ood.basis": np.ones((2, 4), np.float32)}, {}, "tensor 'basis' is float32"),
+        ({"ood.basis": np.ones((0, 5), np.float32)}, {}, "expected"),
+        ({"ood.rest": np.zeros(1, np.float32)}, {}, "tensor 'rest' has values that are not pos"),
+        ({"ood.scale": np.full(5, -1, np.float32)}, {}, "tensor 'scale' has values"),
+        ({"ood.center": np.full(5, np.inf, np.float32)}, {}, "tensor 'center' is float32"),
+        ({"ood.center": np.zeros(5)}, {}, "tensor 'center' is float64"),
+        ({}, None, "there are tensors, and nothing says what they are"),
+        ({}, 7, "out-of-distribution statistics"),
+    ],
+)
+def test_a_damaged_memory_is_refused_with_the_heads_name(tmp_path, tensors, value, message):
+    path = make_head(ood=REMEMBERS).save(tmp_path / "h.safetensors")
+    found, metadata = read_head(path)
+    changed = {**found, **tensors}
+    if isinstance(value, dict):
+        value = {**metadata["ood"], **value}
+    kept = {name: array for name, array in changed.items() if array is not None}
+    write_head(path, kept, {**metadata, "ood": value})
+    with pytest.raises(HeadFileError) as caught:
+        load_head(path)
+    assert message in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "train the head again" in str(caught.value)

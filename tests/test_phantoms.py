@@ -14,9 +14,11 @@ from engine.phantoms import (
     FINDINGS,
     MARK,
     PHOTOMETRICS,
+    STRANGERS,
     WHITE,
     Phantom,
     draw_phantom,
+    draw_stranger,
     write_dicom,
     write_png,
 )
@@ -185,3 +187,41 @@ def test_nothing_half_written(write: object, phantom: Phantom, tmp_path: Path) -
     with pytest.raises(WriteError, match="does not exist"):
         write(phantom, tmp_path / "missing" / "file")  # type: ignore[operator]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", STRANGERS)
+def test_strangers_follow_from_the_seed_and_are_marked(kind: str) -> None:
+    first = draw_stranger(5, kind, height=HEIGHT, width=WIDTH)
+    assert first.finding == kind and first.pixels.shape == (HEIGHT, WIDTH)
+    assert np.array_equal(first.pixels, draw_stranger(5, kind, height=HEIGHT, width=WIDTH).pixels)
+    assert not np.array_equal(
+        first.pixels, draw_stranger(6, kind, height=HEIGHT, width=WIDTH).pixels
+    )
+    left, top, right, bottom = first.mark_box
+    assert first.pixels[top:bottom, left:right].max() == WHITE
+
+
+def test_strangers_look_like_what_they_are() -> None:
+    page, hand, side = (
+        draw_stranger(1, kind, height=HEIGHT, width=HEIGHT).to_8_bits().astype(float)
+        for kind in ("page", "hand", "lateral")
+    )
+    assert np.median(page) > 230 and 0.02 < (page < 128).mean() < 0.3
+    # Most of the hand's picture is air; its bones are bright.
+    assert np.median(hand) < 60 and hand.max() > 200
+    # From the side the lungs are one dark field before the spine.
+    middle = HEIGHT // 2
+    lung = side[int(0.35 * HEIGHT) : int(0.45 * HEIGHT), middle - 8 : middle + 8].mean()
+    belly = side[int(0.90 * HEIGHT) : int(0.95 * HEIGHT), middle - 8 : middle + 8].mean()
+    assert lung + 40 < belly
+
+
+def test_a_stranger_is_not_written_as_a_chest(tmp_path: Path) -> None:
+    stranger = draw_stranger(0, "hand", height=HEIGHT, width=WIDTH)
+    with pytest.raises(ValueError, match="finding is 'hand', expected one of none"):
+        write_dicom(stranger, tmp_path / "hand.dcm")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="kind is 'foot', expected one of lateral"):
+        draw_stranger(0, "foot")
+    with pytest.raises(ValueError, match="at least 128"):
+        draw_stranger(0, "page", height=100)
