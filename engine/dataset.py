@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 from numpy.typing import NDArray
 
 from engine.errors import MismatchError, SplitError
-from engine.pooling import blocks_from_notes
-from engine.rows import Feed, Rows, piece_rows
+from engine.pooling import FLOOR_TAPS, Block, blocks_from_notes, network_blocks
+from engine.rows import Feed, Rows, Spans, piece_rows, spans_width
 from engine.splits import check_groups_apart
 from engine.work import Work
 from formats import SPLITS
+from formats.container import AGE_UNKNOWN
 
 if TYPE_CHECKING:
     from formats import Container
@@ -24,7 +26,10 @@ __all__ = [
     "Dataset",
     "age_range",
     "as_containers",
+    "check_finite",
     "check_marks",
+    "chosen_blocks",
+    "chosen_spans",
     "count_sources",
     "join_about",
     "learning_rows",
@@ -34,6 +39,8 @@ __all__ = [
     "shorten",
     "sides",
 ]
+
+_NO_SOURCE = -1
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,18 @@ class Dataset:
     origin: NDArray[np.int64]
     classes: tuple[str, ...]
     notes: tuple[str, ...]
+    #: What each row counts beside its class's weight, float64 (n,); ones unless given.
+    weights: NDArray[np.float64]
+    #: What the columns of `features` are.
+    blocks: tuple[Block, ...]
+    #: Index into `source_names`, int64 (n,), -1 where a container has none; None without any.
+    sources: NDArray[np.int64] | None = None
+    #: Names over all containers: equal names are one source.
+    source_names: tuple[str, ...] = ()
+    #: As in a container, uint8 (n,), with what means unknown where a container has none.
+    sexes: NDArray[np.uint8] | None = None
+    ages: NDArray[np.uint8] | None = None
+    projections: NDArray[np.uint8] | None = None
 
     @property
     def where(self) -> str:
@@ -70,8 +89,59 @@ def as_containers(container: Container | Sequence[Container]) -> tuple[Container
     return containers
 
 
+def chosen_blocks(container: Container, floor: str | None = None) -> tuple[Block, ...]:
+    """Return the blocks a head learns from, or those of a floor, laid out from column 0.
+
+    Parameters
+    ----------
+    container : Container
+        The file.
+    floor : str, optional
+        One of `engine.pooling.FLOOR_TAPS`; None takes all blocks that are none.
+
+    Returns
+    -------
+    tuple of Block
+        Without gaps where a floor, or a container that has some, is asked for; else as stored.
+    """
+    blocks = blocks_from_notes(container.blocks)
+    if floor is None and not any(block.tap in FLOOR_TAPS for block in blocks):
+        return blocks
+    chosen, offset = [], 0
+    for block in _wanted(blocks, floor):
+        chosen.append(replace(block, offset=offset))
+        offset += block.width
+    return tuple(chosen)
+
+
+def chosen_spans(container: Container, floor: str | None = None) -> Spans | None:
+    """Return where the columns of `chosen_blocks` are; None means all columns.
+
+    Raises
+    ------
+    SplitError
+        The container has no block to learn from, or no block of the floor.
+    """
+    blocks = blocks_from_notes(container.blocks)
+    if floor is None and not any(block.tap in FLOOR_TAPS for block in blocks):
+        return None
+    wanted = _wanted(blocks, floor)
+    if not wanted:
+        found = ", ".join(block.name for block in blocks) or "none"
+        what = f"feature block of the floor {floor!r}" if floor else "feature block to learn from"
+        cure = f"extract with --floors {floor}" if floor else "extract the features again"
+        raise SplitError(f"{container.path}: has no {what}; found: {found}; {cure}")
+    return [(block.offset, block.offset + block.width) for block in wanted]
+
+
+def _wanted(blocks: Sequence[Block], floor: str | None) -> list[Block]:
+    if floor is None:
+        return list(network_blocks(blocks))
+    return [block for block in blocks if block.tap == floor]
+
+
 def _check_alike(containers: Sequence[Container]) -> None:
-    """Refuse containers whose rows do not mean the same."""
+    """Refuse containers whose rows do not mean the same; blocks not learned from may differ."""
     first = containers[0]
     for other in containers[1:]:
         for what, one, two in (
@@ -81,10 +151,14 @@ def _check_alike(containers: Sequence[Container]) -> None:
             ("classes", ", ".join(first.classes), ", ".join(other.classes)),
             (
                 "feature blocks",
-                [block.name for block in blocks_from_notes(first.blocks)],
-                [block.name for block in blocks_from_notes(other.blocks)],
+                [block.name for block in chosen_blocks(first)],
+                [block.name for block in chosen_blocks(other)],
             ),
-            ("feature width", first.dim, other.dim),
+            (
+                "feature width",
+                spans_width(first, chosen_spans(first)),
+                spans_width(other, chosen_spans(other)),
+            ),
         ):
             if one != two:
                 raise MismatchError(
@@ -95,7 +169,7 @@ def _check_alike(containers: Sequence[Container]) -> None:
 
 
 def _row_names(
-    container: Container, rows: NDArray[np.int64]
+    features: Rows, number: int, rows: NDArray[np.int64]
 ) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     """Return what tells rows apart: digests of their features, and of their keys where they have.
 
@@ -106,13 +180,15 @@ def _row_names(
     def digest(data: Any) -> bytes:
         return hashlib.blake2b(data, digest_size=8).digest()
 
-    keys = container.sample_keys
+    keys = features.containers[number].sample_keys
     of_features, of_keys = bytearray(), bytearray()
-    step = piece_rows(container.dim)
+    step = piece_rows(features.dim)
+    room = np.empty((step, features.dim), np.float32)
     for start in range(0, len(rows), step):
         piece = rows[start : start + step]
-        for features in container.read_rows(piece):
-            of_features += digest(features)
+        features.read_from(number, piece, room[: len(piece)])
+        for row in room[: len(piece)]:
+            of_features += digest(row)
         if keys is not None:
             for key in keys[piece]:
                 if key.any():
@@ -120,9 +196,7 @@ def _row_names(
     return np.frombuffer(of_features, np.uint64), np.frombuffer(of_keys, np.uint64)
 
 
-def _check_apart(
-    containers: Sequence[Container], chosen: Sequence[NDArray[np.int64]], work: Work
-) -> None:
+def _check_apart(features: Rows, chosen: Sequence[NDArray[np.int64]], work: Work) -> None:
     """Refuse images that are in two containers, where at least one of the two is chosen.
 
     Patients of two containers are taken for different people, so an image in both would be learned
@@ -130,10 +204,11 @@ def _check_apart(
     they will judge the head.
     """
     named = []
+    containers = features.containers
     for number, (container, rows) in enumerate(zip(containers, chosen, strict=True)):
         work.report(number / len(containers), f"looking for images of {container.path.name}")
         others = np.setdiff1d(container.rows(), rows)
-        named.append((_row_names(container, rows), _row_names(container, others)))
+        named.append((_row_names(features, number, rows), _row_names(features, number, others)))
     for i, (mine, my_others) in enumerate(named):
         for j, (theirs, their_others) in enumerate(named[:i]):
             # An image may be known by its features, its key or both.
@@ -176,6 +251,39 @@ def _check_sound(containers: Sequence[Container], features: Rows, work: Work) ->
         container.verify(said)
 
 
+def check_finite(
+    features: Rows,
+    containers: Sequence[Container],
+    rows: NDArray[np.int64],
+    origin: NDArray[np.int64],
+    work: Work,
+) -> None:
+    """Refuse features that are NaN or infinite, by the row they are in.
+
+    Parameters
+    ----------
+    features : Rows
+        Chosen.
+    containers : sequence of Container
+        For the message.
+    rows, origin : int64 (n,)
+        Row in its container and number of the container.
+    work : Work
+        Who looks.
+
+    Raises
+    ------
+    SplitError
+        The first such row.
+    """
+    bad = _not_finite(features, work)
+    if len(bad):
+        raise SplitError(
+            f"{containers[origin[bad[0]]].path}: row {rows[bad[0]]} (and {len(bad) - 1} more) has "
+            "features that are NaN or infinite; expected finite ones; extract the features again"
+        )
+
+
 def _not_finite(features: Rows, work: Work) -> NDArray[np.int64]:
     """Return the rows with a NaN or an infinity."""
     feed = Feed(features, np.arange(len(features)))
@@ -206,15 +314,48 @@ def load_rows(
     features: Rows,
     choose: Callable[[Container], NDArray[np.int64]],
     work: Work,
+    *,
+    sample_weights: npt.ArrayLike | None = None,
 ) -> Dataset:
-    """Choose rows of every container; patients of two containers are never the same."""
+    """Choose rows of every container; patients of two containers are never the same.
+
+    Parameters
+    ----------
+    containers : tuple of Container
+        The files.
+    features : Rows
+        Of the columns that `chosen_spans` names; filled.
+    choose : callable
+        Returns the rows wanted of a container.
+    work : Work
+        Who reads, and who hears of it.
+    sample_weights : array (N,), optional
+        What each row counts, of all rows of all containers one after another.
+
+    Returns
+    -------
+    Dataset
+        Found sound.
+
+    Raises
+    ------
+    SplitError, MismatchError, Corrupt, ValueError
+        See `engine.training.fit_head`.
+    """
     _check_alike(containers)
+    weights = _check_weights(containers, sample_weights)
     _check_sound(containers, features, work.part(0.0, 0.5, ""))
     parts: dict[str, list[NDArray[Any]]] = {
         key: [] for key in ("labels", "groups", "splits", "views", "rows", "origin")
     }
     notes: list[str] = []
     n_groups = 0
+    if not any(len(container.rows()) for container in containers):
+        where = ", ".join(str(container.path) for container in containers)
+        raise SplitError(
+            f"{where}: every row is withdrawn, so only one class has rows to learn from (none); "
+            "expected images of at least two classes; extract images that may be used"
+        )
     for number, container in enumerate(containers):
         labels = container.labels
         if labels is None:
@@ -224,6 +365,7 @@ def load_rows(
                 "with one sub-folder for each class"
             )
         rows = choose(container)
+        _check_labels(container, labels[rows])
         views = container.views
         row_views = np.zeros(len(rows), np.uint8) if views is None else views[rows]
         groups = container.groups
@@ -241,6 +383,7 @@ def load_rows(
                 f"{_nth(number, len(containers))} has no patients: every row was taken for another "
                 "patient; if some patients have several images, figures are too good"
             )
+        _check_views(container, row_groups, row_views)
         parts["labels"].append(labels[rows])
         parts["groups"].append(row_groups + n_groups)
         n_groups += int(row_groups.max(initial=-1)) + 1
@@ -251,20 +394,17 @@ def load_rows(
         parts["origin"].append(np.full(len(rows), number, np.int64))
     joined = {key: np.concatenate(arrays) for key, arrays in parts.items()}
     if len(containers) > 1:
-        _check_apart(features.containers, parts["rows"], work.part(0.5, 0.8, "checking"))
+        _check_apart(features, parts["rows"], work.part(0.5, 0.8, "checking"))
         notes.append(
             "patients of different containers were taken for different people; if some are in "
             "several, figures are too good"
         )
     features.choose(joined["rows"], joined["origin"], work.crew)
-    bad = _not_finite(features, work.part(0.8, 1.0, "checking features"))
-    if len(bad):
-        path = containers[joined["origin"][bad[0]]].path
-        raise SplitError(
-            f"{path}: row {joined['rows'][bad[0]]} (and {len(bad) - 1} more) has features that "
-            "are NaN or infinite; expected finite ones; extract the features again"
-        )
+    part = work.part(0.8, 1.0, "checking features")
+    check_finite(features, containers, joined["rows"], joined["origin"], part)
     labels = joined["labels"]
+    sources, source_names = _join_sources(containers, parts["rows"])
+    starts = np.cumsum([0, *(container.n_rows for container in containers)])
     return Dataset(
         containers=containers,
         features=features,
@@ -276,6 +416,100 @@ def load_rows(
         origin=joined["origin"],
         classes=containers[0].classes,
         notes=tuple(notes),
+        weights=weights[starts[joined["origin"]] + joined["rows"]],
+        blocks=chosen_blocks(containers[0]),
+        sources=sources,
+        source_names=source_names,
+        sexes=_join_column([each.sexes for each in containers], parts["rows"], 0),
+        ages=_join_column([each.ages for each in containers], parts["rows"], AGE_UNKNOWN),
+        projections=_join_column([each.projections for each in containers], parts["rows"], 0),
+    )
+
+
+def _check_weights(
+    containers: Sequence[Container], sample_weights: npt.ArrayLike | None
+) -> NDArray[np.float64]:
+    """Return the weights of all rows of all containers."""
+    n_rows = [container.n_rows for container in containers]
+    if sample_weights is None:
+        return np.ones(sum(n_rows))
+    weights = np.array(sample_weights, np.float64)
+    if weights.shape != (sum(n_rows),):
+        raise ValueError(
+            f"sample_weights is of shape {weights.shape}; expected ({sum(n_rows)},): one for each "
+            "row of the containers, one container after another, withdrawn rows too"
+        )
+    wrong = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0.0)))
+    if len(wrong):
+        raise ValueError(
+            f"sample_weights[{wrong[0]}] is {weights[wrong[0]]} (and {len(wrong) - 1} more); "
+            "expected finite numbers of at least 0"
+        )
+    if not weights.any():
+        raise ValueError("sample_weights are all 0; expected some above")
+    return weights
+
+
+def _check_labels(container: Container, labels: NDArray[Any]) -> None:
+    """Refuse labels that are not in the list of classes."""
+    k = len(container.classes)
+    if labels.ndim == 2:
+        wrong = np.flatnonzero(((labels < -2) | (labels > 1)).any(axis=1))
+        expected = "1, 0, -1 (uncertain) or -2 (not assessed)"
+        found = labels[wrong[0]].tolist() if len(wrong) else None
+    else:
+        wrong = np.flatnonzero(labels >= k)
+        expected = f"0 to {k - 1}, of {', '.join(container.classes)}"
+        found = int(labels[wrong[0]]) if len(wrong) else None
+    if len(wrong):
+        raise SplitError(
+            f"{container.path}: {len(wrong)} row(s) with a label beyond the list of classes, the "
+            f"first {found}; expected {expected}; extract again with the right classes"
+        )
+
+
+def _check_views(container: Container, groups: NDArray[np.int64], views: NDArray[np.uint8]) -> None:
+    """Refuse views without an original of the same patient: it may be judged elsewhere."""
+    astray = np.setdiff1d(groups[views > 0], groups[views == 0])
+    if len(astray):
+        raise SplitError(
+            f"{container.path}: {len(astray)} patient(s) with augmented views but no original "
+            f"image (the first is group {astray[0]}); expected a view to have the patient of its "
+            "original, or one would be learned from and the other judged; extract again"
+        )
+
+
+def _join_sources(
+    containers: Sequence[Container], rows: Sequence[NDArray[np.int64]]
+) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
+    """Return sources as indices into one list of names."""
+    names: dict[str, int] = {}
+    parts = []
+    for container, own in zip(containers, rows, strict=True):
+        if container.sources is None:
+            parts.append(np.full(len(own), _NO_SOURCE, np.int64))
+            continue
+        values = container.sources[own]
+        place = np.full(256, _NO_SOURCE, np.int64)
+        for value in np.unique(values):
+            known = container.sources_names
+            name = known[value] if value < len(known) else f"source {value}"
+            place[value] = names.setdefault(name, len(names))
+        parts.append(place[values])
+    return (np.concatenate(parts) if names else None), tuple(names)
+
+
+def _join_column(
+    columns: Sequence[NDArray[np.uint8] | None], rows: Sequence[NDArray[np.int64]], unknown: int
+) -> NDArray[np.uint8] | None:
+    """Return one column over all containers, None where none of them has it."""
+    if all(column is None for column in columns):
+        return None
+    return np.concatenate(
+        [
+            np.full(len(own), unknown, np.uint8) if column is None else column[own]
+            for column, own in zip(columns, rows, strict=True)
+        ]
     )
 
 
@@ -325,20 +559,15 @@ def age_range(data: Dataset, rows: NDArray[np.int64]) -> list[int] | None:
 def count_sources(data: Dataset, rows: NDArray[np.int64]) -> dict[str, dict[str, int]]:
     """Return rows by source and class: a class that comes from one source is learned as such."""
     table: dict[str, dict[str, int]] = {}
-    for number, container in enumerate(data.containers):
-        sources = container.sources
-        if sources is None:
-            continue
-        own = rows[data.origin[rows] == number]
-        for value in np.unique(sources[data.rows[own]]):
-            names = container.sources_names
-            name = names[value] if value < len(names) else f"source {value}"
-            labels = data.labels[own[sources[data.rows[own]] == value]]
-            line = table.setdefault(name, dict.fromkeys(data.classes, 0))
-            for c, class_name in enumerate(data.classes):
-                line[class_name] += int(
-                    (labels[:, c] == 1 if labels.ndim == 2 else labels == c).sum()
-                )
+    if data.sources is None:
+        return table
+    for value, name in enumerate(data.source_names):
+        labels = data.labels[rows[data.sources[rows] == value]]
+        if len(labels):
+            table[name] = {
+                class_name: int((labels[:, c] == 1 if labels.ndim == 2 else labels == c).sum())
+                for c, class_name in enumerate(data.classes)
+            }
     return table
 
 

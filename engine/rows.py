@@ -32,9 +32,14 @@ __all__ = [
     "Crew",
     "Feed",
     "Rows",
+    "Spans",
     "Stopped",
     "piece_rows",
+    "spans_width",
 ]
+
+#: Runs of columns, each as (first, behind the last).
+Spans = Sequence[tuple[int, int]]
 
 #: Float32 features held in memory at most: one half as they are, the other half standardised, for
 #: all fits that run at once. More is read from the containers in every pass.
@@ -56,6 +61,11 @@ def piece_rows(dim: int) -> int:
     """Return how many rows of so many features are read together."""
     wanted = PIECE_BYTES // (4 * dim)
     return max(wanted - wanted % _STEP, _STEP)
+
+
+def spans_width(container: Container, spans: Spans | None) -> int:
+    """Return how many columns these are; None means all."""
+    return container.dim if spans is None else sum(last - first for first, last in spans)
 
 
 class Stopped(Exception):  # noqa: N818 - nothing went wrong
@@ -148,11 +158,17 @@ class Rows:
     Parameters
     ----------
     containers : sequence of Container
-        Of equal width.
+        The files.
+    spans : sequence of (sequence of (int, int) or None), optional
+        For each container the columns that are read, as (first, behind the last), in the order
+        they are wanted; None reads all. They must be equally many in every container.
     """
 
-    def __init__(self, containers: Sequence[Container]) -> None:
+    def __init__(
+        self, containers: Sequence[Container], spans: Sequence[Spans | None] | None = None
+    ) -> None:
         self._containers: list[Container] = []
+        self._spans = tuple(spans) if spans is not None else (None,) * len(containers)
         self._own: list[Container] = []
         try:
             for container in containers:
@@ -163,11 +179,32 @@ class Rows:
         except BaseException:
             self.close()
             raise
-        self.dim = containers[0].dim
+        self.dim = spans_width(containers[0], self._spans[0]) if len(containers) else 0
         self._rows = np.empty(0, np.int64)
         self._origin = np.empty(0, np.int64)
         #: The features, float32 (n, dim), where they are held; else None.
         self.X: NDArray[np.float32] | None = None
+
+    @classmethod
+    def of_matrix(cls, X: NDArray[np.float32]) -> Rows:
+        """Return rows that come from no container.
+
+        Parameters
+        ----------
+        X : float32 (n, d)
+            Held as it is.
+
+        Returns
+        -------
+        Rows
+            All of them chosen.
+        """
+        rows = cls(())
+        rows.dim = X.shape[1]
+        rows._rows = np.arange(len(X))
+        rows._origin = np.zeros(len(X), np.int64)
+        rows.X = X
+        return rows
 
     def choose(self, rows: NDArray[np.int64], origin: NDArray[np.int64], crew: Crew) -> None:
         """Say which rows these are, and hold them where they fit.
@@ -222,16 +259,39 @@ class Rows:
             return
         rows, origin = self._rows[index], self._origin[index]
         if len(self._containers) == 1:
-            _gather(self._containers[0], rows, out)
+            self.read_from(0, rows, out)
             return
         for number in np.unique(origin):
             here = np.flatnonzero(origin == number)
             if len(here) == len(rows):
-                _gather(self._containers[number], rows, out)
+                self.read_from(int(number), rows, out)
                 return
             some = np.empty((len(here), self.dim), np.float32)
-            _gather(self._containers[number], rows[here], some)
+            self.read_from(int(number), rows[here], some)
             out[here] = some
+
+    def read_from(self, number: int, rows: NDArray[np.int64], out: NDArray[np.float32]) -> None:
+        """Copy the wanted columns of rows of one container, chosen or not.
+
+        Parameters
+        ----------
+        number : int
+            Of the container.
+        rows : int64 (m,)
+            Row numbers in it.
+        out : float32 (m, dim)
+            Filled.
+        """
+        container, spans = self._containers[number], self._spans[number]
+        if spans is None:
+            _gather(container, rows, out)
+            return
+        whole = np.empty((len(rows), container.dim), np.float32)
+        _gather(container, rows, whole)
+        start = 0
+        for first, last in spans:
+            out[:, start : start + last - first] = whole[:, first:last]
+            start += last - first
 
     def close(self) -> None:
         """Let go of the files that were opened here."""

@@ -21,6 +21,8 @@ __all__ = [
     "class_groups",
     "grouped_folds",
     "grouped_holdout",
+    "nested_shares",
+    "source_folds",
 ]
 
 
@@ -175,6 +177,90 @@ def grouped_holdout(
     fractions = np.array([1.0 - fraction, fraction])
     held: NDArray[np.bool_] = assign_splits(membership, groups, fractions, seed=seed) == 1
     return held
+
+
+def nested_shares(
+    labels: NDArray[Any],
+    groups: NDArray[Any],
+    n_classes: int,
+    *,
+    shares: Sequence[float],
+    seed: int = 0,
+) -> NDArray[np.bool_]:
+    """Choose a stratified share of whole patients, within what larger shares would choose.
+
+    Parameters
+    ----------
+    labels, groups, n_classes, seed
+        As in `grouped_folds`.
+    shares : sequence of float
+        Above 0 and up to 1; the smallest is chosen, out of the next larger one, and so on.
+
+    Returns
+    -------
+    bool (n,)
+        True where a row is chosen.
+    """
+    membership = class_membership(labels, n_classes)
+    kept = np.arange(len(labels))
+    before = 1.0
+    for share in sorted(shares, reverse=True):
+        if share < before:
+            fractions = np.array([share / before, 1.0 - share / before])
+            part = assign_splits(membership[kept], groups[kept], fractions, seed=seed)
+            kept = kept[part == 0]
+        before = share
+    chosen = np.zeros(len(labels), np.bool_)
+    chosen[kept] = True
+    return chosen
+
+
+def source_folds(
+    sources: NDArray[Any], groups: NDArray[Any], names: Sequence[str], *, where: str = ""
+) -> NDArray[np.int64]:
+    """Make a fold of every source.
+
+    Parameters
+    ----------
+    sources : int (n,)
+        Index into `names` of each row.
+    groups : int (n,)
+        Patient of each row.
+    names : sequence of str
+        What the sources are called.
+    where : str
+        File, for the message.
+
+    Returns
+    -------
+    int64 (n,)
+        `sources`, found to be fit for it.
+
+    Raises
+    ------
+    SplitError
+        There is one source only, or a patient has rows of two.
+    """
+    prefix = f"{where}: " if where else ""
+    present = np.unique(sources)
+    if len(present) < 2:
+        found = ", ".join(repr(names[source]) for source in present) or "none"
+        raise SplitError(
+            f"{prefix}sources of the rows to learn from: {found}; expected at least two, so that "
+            "one can be left out; add images of another source, or use --cv 5"
+        )
+    pairs = np.unique(np.column_stack([groups, sources]).astype(np.int64), axis=0)
+    _, starts, sizes = np.unique(pairs[:, 0], return_index=True, return_counts=True)
+    torn = np.flatnonzero(sizes > 1)
+    if len(torn):
+        first = pairs[starts[torn[0]] : starts[torn[0]] + sizes[torn[0]]]
+        between = " and ".join(repr(names[source]) for source in first[:, 1])
+        raise SplitError(
+            f"{prefix}{len(torn)} patient(s) with rows of several sources (group {first[0, 0]} is "
+            f"in {between}); expected every patient in one source, or leaving a source out would "
+            "judge patients that were learned from; correct the source column, or use --cv 5"
+        )
+    return sources.astype(np.int64)
 
 
 def check_groups_apart(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,6 +16,8 @@ from engine.splits import (
     class_groups,
     grouped_folds,
     grouped_holdout,
+    nested_shares,
+    source_folds,
 )
 
 
@@ -155,3 +159,44 @@ def test_a_patient_on_both_sides_is_refused():
     check_groups_apart(groups, np.array([0, 1, -1, 0]), ("train", "test"))
     with pytest.raises(SplitError, match=r"f: 1 patient.*group 2 is in train and test"):
         check_groups_apart(groups, np.array([0, 0, 1, 1]), ("train", "test"), where="f")
+
+
+def test_smaller_shares_are_within_larger_ones_and_stratified():
+    labels, groups = _rows(1, n_groups=400)
+    shares = (0.125, 0.25, 0.5, 1.0)
+    chosen = [
+        nested_shares(labels, groups, 3, shares=[each for each in shares if each >= share], seed=2)
+        for share in shares
+    ]
+    assert chosen[-1].all()
+    for share, kept in zip(shares, chosen, strict=True):
+        _assert_whole(kept, groups)
+        found = np.bincount(labels[kept], minlength=3) / np.bincount(labels)
+        np.testing.assert_allclose(found, share, atol=0.06)
+    for smaller, larger in itertools.pairwise(chosen):
+        assert larger[smaller].all()
+    small = nested_shares(labels, groups, 3, shares=(1.0, 0.2), seed=2)
+    np.testing.assert_allclose(np.bincount(labels[small]) / np.bincount(labels), 0.2, atol=0.06)
+    again = nested_shares(labels, groups, 3, shares=shares, seed=2)
+    np.testing.assert_array_equal(again, chosen[0])
+    assert (nested_shares(labels, groups, 3, shares=shares, seed=3) != again).any()
+
+
+def test_sources_are_folds_of_whole_patients():
+    sources = np.array([2, 0, 0, 2])
+    found = source_folds(sources, np.array([5, 1, 1, 4]), ("a", "b", "c"))
+    np.testing.assert_array_equal(found, sources)
+
+
+@pytest.mark.parametrize(
+    ("sources", "groups", "message"),
+    [
+        ([1, 1], [0, 1], "f: sources of the rows to learn from: 'b'; expected at least two"),
+        ([0, 1, 0], [7, 7, 8], "f: 1 patient(s) with rows of several sources (group 7 is in 'a'"),
+    ],
+)
+def test_sources_that_cannot_be_left_out_are_refused(sources, groups, message):
+    with pytest.raises(SplitError) as caught:
+        source_folds(np.array(sources), np.array(groups), ("a", "b"), where="f")
+    assert message in str(caught.value)
+    assert "--cv 5" in str(caught.value)

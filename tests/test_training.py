@@ -68,6 +68,13 @@ def make_container(
 
 
 @pytest.fixture
+def short_fits(monkeypatch):
+    """Few epochs, for tests that ask how heads with a hidden layer are trained, not how well."""
+    monkeypatch.setattr(fitting, "_MAX_EPOCHS", 4)
+    monkeypatch.setattr(fitting, "_MAX_STEPS", 40)
+
+
+@pytest.fixture
 def container(tmp_path):
     return make_container(tmp_path / "c.hilum", *make_rows())
 
@@ -96,69 +103,69 @@ def test_a_head_learns_and_generalises(tmp_path, kind):
 
 
 class Record:
-    """Which rows every fit, prediction and calibration of a training was given."""
+    """Which rows every choice, fit, prediction and calibration of a training was given."""
 
     def __init__(self, monkeypatch):
+        self.choices = []
         self.fits = []
         self.judged = []
         self.calibrated = []
-        self.finished = []
-        self._fit, self._calibrate = training.fit_weights, training._calibrate
-        self._logits, self._fit_calibrated = training.Fitted.logits, training._fit_calibrated
-        monkeypatch.setattr(training, "fit_weights", self.fit)
+        self._choose, self._fit = training.select_settings, training.fit_selected
+        self._calibrate, self._logits = training._calibrate, training.Fitted.logits
+        monkeypatch.setattr(training, "select_settings", self.choose)
+        monkeypatch.setattr(training, "fit_selected", self.fit)
         monkeypatch.setattr(training, "_calibrate", self.calibrate)
-        monkeypatch.setattr(training, "_fit_calibrated", self.fit_calibrated)
 
         def logits(fitted, features, rows, crew):
             return self.logits(fitted, features, rows, crew)
 
         monkeypatch.setattr(training.Fitted, "logits", logits)
 
-    def fit(self, data, train, valid, settings, work, **options):
+    def choose(self, data, train, settings, work, *, valid=None):
+        selection = self._choose(data, train, settings, work, valid=valid)
+        self.choices.append((selection, train, valid))
+        return selection
+
+    def fit(self, data, train, selection, work):
         self.data = data
         # Closed when the training is over.
         self.X = data.features.X
-        fitted = self._fit(data, train, valid, settings, work, **options)
-        self.fits.append((fitted, train, valid))
+        fitted = self._fit(data, train, selection, work)
+        self.fits.append((fitted, train))
         return fitted
-
-    def fit_calibrated(self, *arguments):
-        fitted, judged = self._fit_calibrated(*arguments)
-        self.finished.append(fitted)
-        return fitted, judged
-
-    def train_of(self, fitted):
-        return next(train for other, train, _ in self.fits if other is fitted)
 
     def logits(self, fitted, features, rows, crew):
         out = self._logits(fitted, features, rows, crew)
-        self.judged.append((fitted, rows, out))
+        self.judged.append((fitted, rows))
         return out
 
-    def calibrate(self, fitted, logits, labels, settings):
-        self.calibrated.append((fitted, logits, labels))
-        return self._calibrate(fitted, logits, labels, settings)
+    def calibrate(self, fitted, selection, data, plan):
+        self.calibrated.append((fitted, selection))
+        return self._calibrate(fitted, selection, data, plan)
+
+    def judged_by(self, fitted):
+        return [rows for other, rows in self.judged if other is fitted]
 
     def check(self):
         """Nothing judged what it learned from, and nothing is known of rows not learned from."""
         X, groups, views = self.X.astype(np.float64), self.data.groups, self.data.views
-        blind = {}
-        for fitted, rows, logits in self.judged:
-            train = self.train_of(fitted)
-            assert np.intersect1d(rows, train).size == 0
-            assert np.intersect1d(groups[rows], groups[train]).size == 0
-            assert not views[rows].any()
-            blind.update(zip((row.tobytes() for row in logits), rows, strict=True))
-        for fitted, train, valid in self.fits:
-            np.testing.assert_allclose(fitted.mean, X[train].mean(axis=0), rtol=1e-5)
-            np.testing.assert_allclose(fitted.scale, X[train].std(axis=0), rtol=1e-4)
+        for fitted, learned in self.fits:
+            np.testing.assert_allclose(fitted.mean, X[learned].mean(axis=0), rtol=1e-5)
+            np.testing.assert_allclose(fitted.scale, X[learned].std(axis=0), rtol=1e-4)
+            for rows in self.judged_by(fitted):
+                assert np.intersect1d(groups[rows], groups[learned]).size == 0
+                assert not views[rows].any()
+        for selection, learned, valid in self.choices:
+            chosen_by = learned if valid is None else valid
+            assert np.isin(selection.rows, chosen_by).all()
+            assert len(np.unique(selection.rows)) == len(selection.rows)
+            assert not views[selection.rows].any()
             if valid is not None:
-                assert np.intersect1d(groups[valid], groups[train]).size == 0
-                assert not views[valid].any()
-        for _, logits, labels in self.calibrated:
-            rows = np.array([blind[row.tobytes()] for row in logits])
-            assert len(np.unique(rows)) == len(rows)
-            np.testing.assert_array_equal(labels, self.data.labels[rows])
+                assert np.intersect1d(groups[valid], groups[learned]).size == 0
+        for fitted, selection in self.calibrated:
+            [mine] = [learned for other, learned in self.fits if other is fitted]
+            [theirs] = [learned for other, learned, _ in self.choices if other is selection]
+            assert mine is theirs
 
 
 def make_view_rows(k=3, strength=0.6):
@@ -170,6 +177,7 @@ def make_view_rows(k=3, strength=0.6):
     return twice, np.tile(labels, 2), np.tile(groups, 2), views
 
 
+@pytest.mark.usefixtures("short_fits")
 @pytest.mark.parametrize("kind", ["linear", "mlp"])
 @pytest.mark.parametrize("marked", [False, True], ids=["unmarked", "marked"])
 @pytest.mark.parametrize("cv", [None, 3])
@@ -182,15 +190,36 @@ def test_nothing_judges_what_it_learned_from(tmp_path, monkeypatch, kind, marked
     record = Record(monkeypatch)
     head = fit_head(container, kind=kind, hidden=24, cv=cv, threads=1)
     record.check()
-    assert record.judged
-    # Each fold calibrates itself; the head's own calibration is by blind predictions as well.
-    assert len(record.calibrated) == (1 if cv is None else 4)
-    assert len(record.finished) == (1 if cv is None else 3 + marked)
+    # Each fold chooses and calibrates itself; the head's own calibration is by blind predictions
+    # as well.
+    n_fits = 1 if cv is None else 1 + cv
+    assert [len(part) for part in (record.choices, record.fits, record.calibrated)] == [n_fits] * 3
+    if cv is not None:
+        folds = [fitted for fitted, _ in record.fits[:cv]]
+        whole = np.sort(np.concatenate([record.judged_by(fitted)[-1] for fitted in folds]))
+        np.testing.assert_array_equal(
+            whole, np.flatnonzero((record.data.views == 0) & (record.data.splits != 2))
+        )
     # The weights that are kept are those of every learning row.
     learning = np.flatnonzero(record.data.splits != 2)
-    fitted, train, _ = record.fits[-1]
+    fitted, train = record.fits[-1]
     np.testing.assert_array_equal(train, learning)
     np.testing.assert_array_equal(head.mean, fitted.mean)
+
+
+def test_calibration_is_by_predictions_of_patients_not_learned_from(tmp_path):
+    """Labels by coin, more columns than patients: what was learned is known without a doubt."""
+    rng = np.random.default_rng(3)
+    groups = np.repeat(np.arange(60), 3)
+    labels = rng.integers(0, 2, 60)[groups].astype(np.uint16)
+    X = (rng.normal(size=(60, 90))[groups] + 0.01 * rng.normal(size=(180, 90))).astype(np.float32)
+    container = make_container(tmp_path / "c.hilum", X, labels, groups, classes=("a", "b"))
+    for cv in (None, 3):
+        head = fit_head(container, l2=0.003, cv=cv)
+        assert np.abs(head.metrics["auroc_macro"] - 0.5) < 0.2
+        assert np.abs(head.probabilities(X)[:, 1] - 0.5).max() < 0.25
+        plain = fit_head(container, l2=0.003, cv=cv, calibration="none")
+        assert np.abs(plain.probabilities(X)[:, 1] - 0.5).min() > 0.4
 
 
 def test_folds_decide_by_their_own_thresholds(tmp_path, monkeypatch):
@@ -203,10 +232,9 @@ def test_folds_decide_by_their_own_thresholds(tmp_path, monkeypatch):
     record = Record(monkeypatch)
     found = cross_validate(container, folds=3, class_weights=None, threads=1)
     fold_of = {}
-    for fold, fitted in enumerate(record.finished):
-        outer = [rows for other, rows, _ in record.judged if other is fitted]
-        fold_of.update(dict.fromkeys(outer[-1].tolist(), fold))
-    limits = np.array([fitted.thresholds[1] for fitted in record.finished])
+    for fold, (fitted, _) in enumerate(record.fits):
+        fold_of.update(dict.fromkeys(record.judged_by(fitted)[-1].tolist(), fold))
+    limits = np.array([fitted.thresholds[1] for fitted, _ in record.fits])
     assert len(set(limits)) == 3
     own = limits[[fold_of[row] for row in found.rows]]
     second = found.probabilities[:, 1]
@@ -226,10 +254,10 @@ def test_marked_valid_rows_stop_the_fit(tmp_path, monkeypatch, kind):
     container = make_container(tmp_path / "c.hilum", X, labels, groups, split=splits)
     with monkeypatch.context() as patch:
         record = Record(patch)
-        stopped = fit_head(container, kind=kind, l2=0.0)
+        stopped = fit_head(container, kind=kind, l2=0.0, dropout=0.0)
     with monkeypatch.context() as patch:
         patch.setattr(fitting.Watch, "gives_up", lambda *_: False)
-        free = fit_head(container, kind=kind, l2=0.0)
+        free = fit_head(container, kind=kind, l2=0.0, dropout=0.0)
     assert stopped.training["iterations"] < free.training["iterations"] / 4
 
     def loss(head, side):
@@ -242,8 +270,8 @@ def test_marked_valid_rows_stop_the_fit(tmp_path, monkeypatch, kind):
     assert loss(stopped, 3) < loss(free, 3) - 0.1
     if kind == "mlp":
         # The weights are those of the best epoch, not of the last one looked at.
-        [(_, train, _)] = record.fits
-        settings = training._settings(kind, 0.0, 64, "balanced", 0)
+        [(_, train)] = record.fits
+        settings = record.choices[0][0].settings
         best = stopped.training["iterations"]
         work = Work(Crew(1), 0, lambda *_: None)
         again = fitting.fit_weights(record.data, train, None, settings, work, epochs=best)
@@ -321,6 +349,7 @@ def test_balanced_weights_lift_the_rare_class(tmp_path):
     assert p[0] > 1.5 * p[1]
 
 
+@pytest.mark.usefixtures("short_fits")
 @pytest.mark.parametrize("kind", ["linear", "mlp"])
 def test_the_same_seed_gives_the_same_bits_whatever_the_threads(container, kind):
     digests = {
@@ -331,6 +360,7 @@ def test_the_same_seed_gives_the_same_bits_whatever_the_threads(container, kind)
     assert fit_head(container, kind=kind, hidden=8, cv=3, seed=1).digest not in digests
 
 
+@pytest.mark.usefixtures("short_fits")
 @pytest.mark.parametrize("kind", ["linear", "mlp"])
 @pytest.mark.parametrize("marked", [False, True], ids=["unmarked", "marked"])
 def test_features_that_do_not_fit_into_memory_give_the_same_bits(
@@ -441,7 +471,7 @@ def test_cross_validated_head_carries_the_figures(container):
     assert done[-1] == 410
     assert said[-1][2] == "head"
     assert {"checking c.hilum", "3 of 3 folds done"} <= {step[2] for step in said}
-    assert any(text.startswith("head, iteration ") and "loss" in text for *_, text in said)
+    assert any(text.startswith("head, fit, iteration ") and "loss" in text for *_, text in said)
     assert head.training["n_rows"] == container.n_rows
 
 
@@ -751,13 +781,14 @@ def test_options_are_checked(container, arguments, message):
         fit_head(container, **arguments)
 
 
+@pytest.mark.usefixtures("short_fits")
 def test_few_rows_are_fitted_without_calibration(tmp_path):
     X, labels, groups = make_rows(12)
     for kind in ("linear", "mlp"):
         container = make_container(tmp_path / f"{kind}.hilum", X, labels, groups)
         head = fit_head(container, kind=kind, hidden=4)
         assert head.calibration.temperature == 1.0
-        assert head.metrics["split"] == ("held out" if kind == "linear" else "train")
+        assert head.metrics["split"] == "held out"
         assert head.metrics["n_rows"] == 12
         assert any("too few to" in note for note in head.training["notes"])
         assert head.metrics["notes"] == head.training["notes"]
@@ -789,23 +820,24 @@ def test_the_protocol_says_how_many_inner_fits_there_were_and_whether_they_calib
     assert "with 2 patient(s) in the smallest class" in head.training["notes"][0]
 
 
+@pytest.mark.usefixtures("short_fits")
 @pytest.mark.parametrize("kind", ["linear", "mlp"])
 def test_the_protocol_says_what_marked_and_held_out_rows_served_for(tmp_path, kind):
     X, labels, groups = make_rows(240)
     splits = split_column(groups)
     marked = make_container(tmp_path / "m.hilum", X, labels, groups, split=splits)
     protocol = fit_head(marked, kind=kind, hidden=4).metrics["protocol"]
-    assert protocol.startswith("rows marked valid; they also ended the fit and set the calibration")
+    assert protocol.startswith("rows marked valid; they also ended the fit, chose the penalty and")
     few = np.where(groups < 6, 2, 1).astype(np.uint8)
     container = make_container(tmp_path / "f.hilum", X, labels, groups, split=few)
     protocol = fit_head(container, kind=kind, hidden=4).metrics["protocol"]
     assert protocol == "rows marked valid; nothing was fitted or calibrated by them"
-    if kind == "mlp":
-        whole = make_container(tmp_path / "w.hilum", X, labels, groups)
-        protocol = fit_head(whole, kind=kind, hidden=4).metrics["protocol"]
-        assert protocol.startswith("a held-out tenth of the patients")
+    whole = make_container(tmp_path / "w.hilum", X, labels, groups)
+    protocol = fit_head(whole, kind=kind, hidden=4).metrics["protocol"]
+    assert protocol.startswith("training rows, each predicted by one of 3 inner fits")
 
 
+@pytest.mark.usefixtures("short_fits")
 @pytest.mark.parametrize("kind", ["linear", "mlp"])
 def test_a_cross_validation_calibrates_by_enough_rows_only(tmp_path, kind):
     # Of one image each: rows are too few, and each fold has one patient of a class left.
@@ -826,6 +858,7 @@ def test_a_cross_validation_of_enough_rows_calibrates(container):
     assert head.metrics["protocol"].endswith("out-of-fold predictions pooled")
 
 
+@pytest.mark.usefixtures("short_fits")
 def test_a_few_valid_rows_still_judge(tmp_path):
     X, labels, groups = make_rows()
     splits = np.where(groups < 6, 2, 1).astype(np.uint8)
