@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -18,11 +19,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from head_helpers import make_head
 from PIL import Image
 
 import engine
 import formats
 from engine import cli, evaluate, extract, predict, train
+from engine.ood import fit_ood
+from engine.views import MAX_VIEWS
 
 Main = Callable[[list[str]], int]
 
@@ -296,6 +300,161 @@ def test_help_teaches(command: str) -> None:
     assert "esearch use only" in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 100
     assert result.stderr == ""
+
+
+# ---- Predicting with more than one head --------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with heads that need no training, and a chain of two of them."""
+    folder = tmp_path_factory.mktemp("made")
+    taps = "block4:mean3x3"
+    with engine.load_backbone("efficientnet-lite0", streams=1, taps=["block4"]) as backbone:
+        for seed, name in enumerate(("one", "two")):
+            head = make_head(taps, backbone=backbone, name=name, seed=seed)
+            head.save(folder / f"{name}.safetensors")
+        # Looks at nothing but how far all features together are from their mean: refuses all.
+        rows = np.random.default_rng(0).normal(0, 1e-3, (40, 360)).astype(np.float32)
+        ood = fit_ood(rows, np.arange(40))
+        strict = make_head(taps, backbone=backbone, name="strict", ood=ood)
+        strict.save(folder / "strict.safetensors")
+    (folder / "chain.toml").write_text(
+        '[[step]]\nname = "first"\nhead = "one.safetensors"\n'
+        '[[step]]\nname = "second"\nhead = "strict.safetensors"\n'
+    )
+    return folder
+
+
+def answers_of(arguments: list[str], capsys: Any, code: int) -> list[dict[str, Any]]:
+    assert predict.main([*arguments, "--quiet"]) == code
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_heads_refuse_one_by_one(made: Path, study: Path, capsys: Any) -> None:
+    image, strict = str(study / "00.png"), ["--head", str(made / "strict.safetensors")]
+    (found,) = answers_of([image, *strict], capsys, 1)
+    assert (found["status"], found["reason"].partition(":")[0]) == (
+        "refused",
+        "out_of_distribution",
+    )
+    both = [image, *strict, "--head", str(made / "one.safetensors")]
+    (found,) = answers_of(both, capsys, 0)
+    assert "refused" in found["heads"]["strict"]
+    assert "label" in found["heads"]["one"]
+    (found,) = answers_of([*both, "--allow", "out_of_distribution"], capsys, 0)
+    assert found["allowed"] == ["out_of_distribution"]
+    assert "label" in found["heads"]["strict"]
+    assert predict.main([*both, "--csv", "--quiet"]) == 0
+    (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert (row["strict refused"], row["strict:a"]) == ("out_of_distribution", "")
+    assert float(row["strict ood"]) > 1
+    assert row["one:label"] in "ab"
+    assert "one refused" not in row
+    assert usage_error(predict.main, image, "--allow", "blank") == 2
+    assert "out_of_distribution" in capsys.readouterr().err
+
+
+def test_a_chain_from_the_command_line(made: Path, study: Path, capsys: Any) -> None:
+    arguments = [
+        str(study / "00.png"),
+        str(study / "none.png"),
+        "--chain",
+        str(made / "chain.toml"),
+    ]
+    found, missing = answers_of([*arguments, "--views", "2"], capsys, 1)
+    assert (found["status"], found["views"]) == ("ok", 2)
+    assert [step["outcome"] for step in found["chain"]["steps"]] == ["answered", "refused"]
+    assert found["chain"]["answer"]["complete"] is False
+    assert (missing["status"], missing["chain"]) == ("error", None)
+    assert predict.main([*arguments, "--csv", "--quiet"]) == 1
+    row, missing = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert (row["step first"], row["step second"]) == ("answered", "refused")
+    assert (row["chain step"], row["chain complete"]) == ("first", "no")
+    assert row["chain label"] == row["one:label"]
+    assert row["chain probability"] == row[f"one:{row['one:label']}"]
+    assert (missing["step first"], missing["chain step"]) == ("", "")
+
+
+def test_a_chain_that_cannot_be_followed_writes_nothing(
+    made: Path, study: Path, tmp_path: Path, capsys: Any
+) -> None:
+    out = tmp_path / "out"
+    image = str(study / "00.png")
+    chain = tmp_path / "chain.toml"
+    step = '[[step]]\nname = "a"\nhead = "none.safetensors"\n'
+    for text in (step, step + 'when = { step = "a" }\n', "[chain", ""):
+        chain.write_text(text)
+        assert predict.main([image, "--chain", str(chain), "--output-dir", str(out)]) == 2
+        assert f"error: {chain}: " in capsys.readouterr().err
+    other = made / "one.safetensors"
+    lite2 = dataclasses.replace(
+        engine.load_head(other), name="lite2", backbone="efficientnet-lite2"
+    )
+    lite2.save(tmp_path / "lite2.safetensors")
+    chain.write_text(
+        f"[[step]]\nname = 'a'\nhead = '{other}'\n[[step]]\nname = 'b'\nhead = 'lite2.safetensors'"
+    )
+    assert predict.main([image, "--chain", str(chain), "--output-dir", str(out)]) == 2
+    assert "'a' and 'b' do not share one backbone pass: backbone eff" in capsys.readouterr().err
+    heads = ["--head", str(other), "--head", str(tmp_path / "lite2.safetensors")]
+    assert predict.main([image, *heads, "--output-dir", str(out)]) == 1
+    for wrong in (
+        ["--chain", str(tmp_path / "none.toml")],
+        ["--chain", str(made / "chain.toml"), "--head", str(other)],
+    ):
+        assert usage_error(predict.main, image, "--output-dir", str(out), *wrong) == 2
+    assert not out.exists()
+
+
+def test_heatmaps_lie_beside_their_results(
+    made: Path, study: Path, tmp_path: Path, capsys: Any
+) -> None:
+    images = [tmp_path / "x" / "i.png", tmp_path / "y" / "i.png", tmp_path / "y" / "j.png"]
+    for image in images[:2]:
+        image.parent.mkdir()
+        shutil.copy(study / "00.png", image)
+    Image.new("L", (100, 100), 7).save(images[2])  # blank: refused
+    out = tmp_path / "out"
+    heads = ["--head", str(made / "one.safetensors"), "--head", str(made / "strict.safetensors")]
+    arguments = [*map(str, images), *heads, "--heatmap", "--output-dir", str(out)]
+    for _ in range(2):
+        found = answers_of(arguments, capsys, 1)
+        assert [answer["status"] for answer in found] == ["ok", "ok", "refused"]
+        assert found[0]["heatmap"] == "i.png.heatmap.png"
+        assert found[1]["heatmap"] not in (None, found[0]["heatmap"])
+        assert found[2]["heatmap"] is None
+        for answer in found[:2]:
+            with Image.open(out / answer["heatmap"]) as drawn:
+                assert drawn.mode == "RGB"
+                assert drawn.info == {}
+            name = answer["heatmap"].removesuffix(".heatmap.png")
+            assert json.loads((out / f"{name}.json").read_text()) == answer
+        assert len(files_in(out)) == 5
+    # The picture at one of the paths is another now, and refused: no old drawing is left beside it.
+    shutil.copy(images[2], images[1])
+    assert answers_of(arguments, capsys, 1)[1]["heatmap"] is None
+    assert len(files_in(out)) == 4
+    assert usage_error(predict.main, str(images[0]), *heads, "--heatmap") == 2
+    assert "--output-dir" in capsys.readouterr().err
+    # Our own drawings are no X-rays, should results lie where images are looked for.
+    shutil.copy(study / "00.png", out)
+    assert len(answers_of([str(out), *heads], capsys, 0)) == 1
+
+
+@pytest.mark.parametrize("views", ["0", "33", "x"])
+def test_a_number_of_views_that_makes_no_sense(study: Path, views: str, capsys: Any) -> None:
+    assert usage_error(predict.main, str(study / "00.png"), "--views", views) == 2
+    assert "from 1 to 32" in capsys.readouterr().err
+    assert predict.MOST_VIEWS == MAX_VIEWS
+
+
+def test_views_of_a_head_that_never_saw_any(made: Path, study: Path, capsys: Any) -> None:
+    head = ["--head", str(made / "one.safetensors")]
+    assert predict.main([str(study / "00.png"), *head, "--views", "1"]) == 0
+    assert "one: was trained without views" in capsys.readouterr().err
+    assert predict.main([str(study / "00.png"), *head]) == 0
+    assert "without views" not in capsys.readouterr().err
 
 
 # ---- Bad input ---------------------------------------------------------------------------------

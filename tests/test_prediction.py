@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from head_helpers import FixedScore, make_head
 from PIL import Image
 
 import engine
-from engine.errors import HeadFileError, MismatchError
+from engine import features
+from engine.cascade import Chain, Condition, Step
+from engine.errors import OVERRIDABLE, REFUSALS, HeadFileError, MismatchError
 from engine.heads import Head
+from engine.phantoms import draw_phantom, write_dicom
 from engine.prediction import DEMONSTRATION_HEAD, Predictor, predict_images
 
 
@@ -140,3 +148,261 @@ def test_demonstration_head_knows_real_xrays(xrays: Path) -> None:
         for answer, (_, label) in zip(answers, chosen, strict=True)
     ]
     assert sum(right) >= 0.85 * len(right)
+
+
+# ---- Refusing ----------------------------------------------------------------------------------
+
+TAPS = "block4:mean3x3"
+
+
+@pytest.fixture(scope="module")
+def backbone() -> engine.Backbone:
+    return engine.load_backbone("efficientnet-lite0", streams=1, taps=["block4"])
+
+
+def judge(image: Path, *heads: Head, **options: Any) -> dict[str, Any]:
+    """The JSON of one picture, as strict readers take it."""
+    answer = Predictor(heads, streams=1, **options).predict(image).to_json()
+    found: dict[str, Any] = json.loads(json.dumps(answer, allow_nan=False))
+    assert list(found)[:6] == ["input", "status", "reason", "heads", "backbone", "milliseconds"]
+    return found
+
+
+def test_one_head_refuses_and_the_others_answer(folder: Path, backbone: engine.Backbone) -> None:
+    image = folder / "a" / "0.png"
+    strict = make_head(TAPS, backbone=backbone, name="strict", ood=FixedScore(3.5))
+    calm = make_head(TAPS, backbone=backbone, name="calm", ood=FixedScore(1.0))
+    old = make_head(TAPS, backbone=backbone, name="old")
+    found = judge(image, strict, calm, old)
+    assert (found["status"], found["reason"]) == ("ok", None)
+    assert list(found)[6:] == []
+    assert set(found["heads"]["strict"]) == {"refused", "ood", "notice"}
+    assert found["heads"]["strict"]["refused"].startswith("out_of_distribution: unlike the")
+    assert found["heads"]["strict"]["ood"] == {"score": 3.5, "threshold": 1.0}
+    # At the threshold a head still answers.
+    assert found["heads"]["calm"]["ood"] == {"score": 1.0, "threshold": 1.0}
+    assert sum(found["heads"]["calm"]["probabilities"].values()) == pytest.approx(1.0)
+    assert set(found["heads"]["old"]) == {"label", "probabilities", "threshold", "notice"}
+
+
+@pytest.mark.parametrize("score", [3.5, float("inf"), float("nan")])
+def test_a_picture_all_heads_refuse_is_refused(
+    folder: Path, backbone: engine.Backbone, score: float
+) -> None:
+    image = folder / "a" / "0.png"
+    heads = [make_head(TAPS, backbone=backbone, name=name, ood=FixedScore(score)) for name in "ab"]
+    for given in (heads[:1], heads):
+        found = judge(image, *given)
+        assert found["status"] == "refused"
+        assert found["reason"].startswith("out_of_distribution: ")
+        assert "probabilities" not in json.dumps(found)
+        assert found["heads"]["a"]["ood"]["score"] == (score if score == 3.5 else None)
+    assert "2 heads" in found["reason"]
+
+
+def test_refusals_can_be_set_aside_and_that_is_said(
+    folder: Path, backbone: engine.Backbone
+) -> None:
+    image = folder / "a" / "0.png"
+    strict = make_head(TAPS, backbone=backbone, name="strict", ood=FixedScore(3.5))
+    calm = make_head(TAPS, backbone=backbone, name="calm", ood=FixedScore(0.5))
+    found = judge(image, strict, calm, allow=["out_of_distribution"])
+    assert found["allowed"] == ["out_of_distribution"]
+    assert found["heads"]["strict"]["label"] in ("a", "b")
+    assert found["heads"]["strict"]["ood"] == {"score": 3.5, "threshold": 1.0}
+    # Where nothing had to be set aside, nothing is said.
+    assert "allowed" not in judge(image, calm, allow=["out_of_distribution"])
+    with pytest.raises(MismatchError, match=r"'no_pixels' cannot be allowed.* out_of_distribution"):
+        Predictor([calm], allow=["no_pixels"])
+
+
+def test_what_a_dicom_header_says_can_be_set_aside(
+    tmp_path: Path, backbone: engine.Backbone
+) -> None:
+    import pydicom
+
+    path = write_dicom(draw_phantom(1, "none", height=128, width=128), tmp_path / "side.dcm")
+    dataset = pydicom.dcmread(path)
+    dataset.ViewPosition = "LL"
+    dataset.save_as(path)
+    head = make_head(TAPS, backbone=backbone)
+    found = judge(path, head)
+    assert (found["status"], found["heads"]) == ("refused", {})
+    assert found["reason"].startswith("lateral: ")
+    assert judge(path, head, allow=["body_part"])["status"] == "refused"
+    found = judge(path, head, allow=["lateral"])
+    assert (found["status"], found["allowed"]) == ("ok", ["lateral"])
+
+
+def test_every_reason_has_one_place(repository: Path) -> None:
+    refused, words = set(), set()
+    for path in (repository / "engine").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and path.name != "errors.py":
+                words.add(node.value)
+            name = getattr(node.func, "id", "") if isinstance(node, ast.Call) else ""
+            if isinstance(node, ast.Call) and name in ("Refused", "refuse"):
+                reason = node.args[1]
+                refused |= {reason.value} if isinstance(reason, ast.Constant) else set()
+    assert refused
+    assert refused <= set(REFUSALS)
+    assert set(REFUSALS) <= words  # none that nothing gives
+    assert set(OVERRIDABLE) <= set(REFUSALS)
+    assert list(REFUSALS) == sorted(REFUSALS)
+
+
+# ---- Views -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_views_average_logits_and_the_picture_alone_is_refused(
+    folder: Path, backbone: engine.Backbone, multilabel: bool
+) -> None:
+    image = folder / "b" / "1.png"
+    ood = FixedScore(0.5)
+    head = make_head(TAPS, backbone=backbone, ood=ood, multilabel=multilabel)
+    predictor = Predictor([head], streams=1, views=3)
+    ood.shapes.clear()
+    found = predictor.predict(image)
+    assert ood.shapes == [(1, 360)]
+    assert found.to_json()["views"] == 3
+    rows = features.feature_views(
+        image, predictor.backbone, predictor.preprocessing, predictor.blocks, 3
+    )
+    assert rows.shape == (4, 360)
+    logits = head.logits(rows)
+    expected = head.calibration.apply(logits.mean(axis=0, keepdims=True), multilabel=multilabel)
+    values = list(found.heads["head"]["probabilities"].values())
+    np.testing.assert_allclose(values, expected[0], rtol=1e-12)
+    alone = Predictor([head], streams=1).predict(image)
+    assert "views" not in alone.to_json()
+    assert list(alone.heads["head"]["probabilities"].values()) != values
+    with pytest.raises(MismatchError, match="views is 33"):
+        Predictor([head], views=33)
+
+
+# ---- Chains ------------------------------------------------------------------------------------
+
+
+def make_chain(first: Head, second: Head, label: str) -> Chain:
+    gate = Condition(labels=(label,))
+    steps = (Step("one", first, None, None, gate), Step("two", second, "one", None, None))
+    return Chain("c", steps)
+
+
+def test_a_chain_shows_only_what_was_asked(folder: Path, backbone: engine.Backbone) -> None:
+    image = folder / "a" / "0.png"
+    first = make_head(TAPS, backbone=backbone, name="first", seed=1)
+    second = make_head(TAPS, backbone=backbone, name="second", ood=FixedScore(0.5), seed=2)
+    plain = judge(image, first, second)
+    said = plain["heads"]["first"]["label"]
+    other = "b" if said == "a" else "a"
+    found = judge(image, chain=make_chain(first, second, said))
+    assert found["heads"] == plain["heads"]
+    assert found["chain"]["answer"]["step"] == "two"
+    found = judge(image, chain=make_chain(first, second, other))
+    assert found["heads"] == {"first": plain["heads"]["first"]}
+    assert [step["outcome"] for step in found["chain"]["steps"]] == ["answered", "skipped"]
+    assert found["chain"]["answer"]["label"] == said
+    assert list(found)[6:] == ["chain"]
+
+
+def test_refusals_in_a_chain(folder: Path, backbone: engine.Backbone, tmp_path: Path) -> None:
+    image = folder / "a" / "0.png"
+    first = make_head(TAPS, backbone=backbone, name="first", seed=1)
+    said = judge(image, first)["heads"]["first"]["label"]
+    strict = make_head(TAPS, backbone=backbone, name="strict", ood=FixedScore(2.0))
+    found = judge(image, chain=make_chain(first, strict, said))
+    assert found["status"] == "ok"
+    assert found["chain"]["answer"]["complete"] is False
+    assert found["chain"]["steps"][1]["reason"].startswith("refused: out_of_distribution: ")
+    found = judge(image, chain=make_chain(strict, first, "a"))
+    assert found["status"] == "refused"
+    assert found["reason"].startswith("out_of_distribution: ")
+    assert set(found["heads"]) == {"strict"}
+    assert found["chain"]["answer"] is None
+    found = judge(image, chain=make_chain(strict, first, "a"), allow=["out_of_distribution"])
+    assert (found["status"], found["allowed"]) == ("ok", ["out_of_distribution"])
+    # What a step that was not due would have refused is nobody's concern.
+    other = "b" if said == "a" else "a"
+    found = judge(image, chain=make_chain(first, strict, other), allow=["out_of_distribution"])
+    assert "allowed" not in found
+    blank = tmp_path / "blank.png"
+    Image.new("L", (100, 100), 7).save(blank)
+    found = judge(blank, chain=make_chain(strict, first, "a"), heatmap=True)
+    assert (found["status"], found["heads"]) == ("refused", {})
+    assert (found["chain"], found["heatmap"]) == (None, None)
+
+
+def test_chains_and_heads_that_do_not_fit(backbone: engine.Backbone) -> None:
+    first = make_head(TAPS, backbone=backbone, name="first")
+    second = make_head(TAPS, backbone=backbone, name="second")
+    chain = make_chain(first, second, "a")
+    with pytest.raises(MismatchError, match="both a chain and heads"):
+        Predictor([first], chain=chain)
+    stranger = dataclasses.replace(second, backbone="efficientnet-lite2")
+    with pytest.raises(MismatchError, match="do not share one backbone pass"):
+        Predictor(chain=make_chain(first, stranger, "a"))
+
+
+# ---- Heatmaps ----------------------------------------------------------------------------------
+
+
+def test_heatmaps_show_what_was_answered(folder: Path, backbone: engine.Backbone) -> None:
+    image = folder / "a" / "0.png"
+    head = make_head(TAPS, backbone=backbone, name="head")
+    strict = make_head(TAPS, backbone=backbone, name="strict", ood=FixedScore(2.0))
+    many = make_head(
+        TAPS, backbone=backbone, name="many", multilabel=True, classes=("x", "y"), thresholds=(0, 0)
+    )
+    one = Predictor([head], streams=1, heatmap=True).predict(image)
+    assert one.heatmap is not None
+    assert one.heatmap.dtype == np.uint8
+    assert one.heatmap.shape[2] == 3
+    assert one.to_json()["heatmap"] is None  # nobody has written it
+    with_strict = Predictor([strict, head], streams=1, heatmap=True).predict(image)
+    np.testing.assert_array_equal(with_strict.heatmap, one.heatmap)  # type: ignore[arg-type]
+    alone = Predictor([strict], streams=1, heatmap=True).predict(image)
+    assert (alone.status, alone.heatmap) == ("refused", None)
+    three = Predictor([head, many], streams=1, heatmap=True).predict(image)
+    assert three.heatmap is not None
+    assert three.heatmap.shape[1] > 1.5 * one.heatmap.shape[1]
+    assert Predictor([head], streams=1).predict(image).heatmap is None
+    nothing = dataclasses.replace(many, thresholds=(1.0, 1.0))
+    assert Predictor([nothing], streams=1, heatmap=True).predict(image).heatmap is not None
+
+
+def test_joined_backbones_predict_with_everything(folder: Path) -> None:
+    backbone = engine.load_backbone("efficientnet-lite0+efficientnet-lite2", streams=1)
+    taps = "efficientnet-lite0.block4:mean,efficientnet-lite2.block6:mean3x3"
+    head = make_head(taps, backbone=backbone, ood=FixedScore(0.0))
+    predictor = Predictor([head], streams=1, views=1, heatmap=True)
+    found = predictor.predict(folder / "a" / "0.png")
+    assert (found.status, found.reason) == ("ok", None)
+    assert found.backbone == "efficientnet-lite0+efficientnet-lite2"
+    assert found.heatmap is not None
+    blank = [np.zeros((1, *size), np.uint8) for size in backbone.input_sizes]
+    maps = features.feature_maps(predictor.backbone, blank)
+    # As fine as the finer of the two, and with the probability that was answered.
+    answer = {"label": "b", "probabilities": {"a": 0.25, "b": 0.75}}
+    (evidence,) = predictor._evidence(head, maps, answer)
+    assert evidence.map.shape == (260, 260)
+    assert evidence.probability == 0.75
+
+
+def test_what_is_not_asked_for_is_not_loaded(
+    folder: Path, backbone: engine.Backbone, tmp_path: Path
+) -> None:
+    """A hook starts anew for each picture, and waits for every import."""
+    head = make_head(TAPS, backbone=backbone).save(tmp_path / "h.safetensors")
+    code = (
+        "import sys; from engine.predict import main\n"
+        "assert main([sys.argv[1], '--head', sys.argv[2], '--quiet']) == 0\n"
+        "names = ('engine.cascade', 'engine.heatmap', 'tomllib', 'PIL.ImageFont', 'pydicom')\n"
+        "print([name for name in names if name in sys.modules])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(folder / "a" / "0.png"), str(head)],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert result.stdout.splitlines()[-1] == "[]"
