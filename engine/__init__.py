@@ -15,8 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from engine.backbone import Backbone, list_backbones, load_backbone
+    from engine.calibration import Calibration
+    from engine.cascade import Chain, load_chain
+    from engine.comparison import compare
+    from engine.duplicates import find_near_duplicates
     from engine.errors import (
         BackboneError,
+        ChainError,
         ContainerError,
         EngineError,
         HeadFileError,
@@ -31,12 +36,24 @@ if TYPE_CHECKING:
     )
     from engine.features import extract_features
     from engine.heads import Head, load_head
+    from engine.heatmap import class_evidence, render_heatmap
     from engine.images import Preprocessing, preprocess, read_picture
     from engine.manifest import Sample, collect_samples, read_manifest
     from engine.metrics import Evaluation
+    from engine.ood import OodModel
     from engine.picture import Picture
     from engine.prediction import Prediction, Predictor, predict_images
-    from engine.training import cross_validate, evaluate_head, fit_head
+    from engine.report import render_report
+    from engine.study import Study, study_evaluation, study_head
+    from engine.training import (
+        Training,
+        cross_validate,
+        cross_validate_columns,
+        evaluate_head,
+        fit_head,
+        learning_curve,
+        train_head,
+    )
     from formats import Container, open_container
 
 __version__ = "0.1.0"
@@ -44,6 +61,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "Backbone": "engine.backbone",
     "BackboneError": "engine.errors",
+    "Calibration": "engine.calibration",
+    "Chain": "engine.cascade",
+    "ChainError": "engine.errors",
     "Container": "formats",
     "ContainerError": "engine.errors",
     "EngineError": "engine.errors",
@@ -54,6 +74,7 @@ _HOMES = {
     "ManifestError": "engine.errors",
     "MismatchError": "engine.errors",
     "NotesError": "engine.errors",
+    "OodModel": "engine.ood",
     "Picture": "engine.picture",
     "Prediction": "engine.prediction",
     "Predictor": "engine.prediction",
@@ -62,25 +83,41 @@ _HOMES = {
     "Sample": "engine.manifest",
     "SignatureError": "engine.errors",
     "SplitError": "engine.errors",
+    "Study": "engine.study",
+    "Training": "engine.training",
     "WriteError": "engine.errors",
+    "class_evidence": "engine.heatmap",
     "collect_samples": "engine.manifest",
+    "compare": "engine.comparison",
     "cross_validate": "engine.training",
+    "cross_validate_columns": "engine.training",
     "evaluate_head": "engine.training",
     "extract_features": "engine.features",
+    "find_near_duplicates": "engine.duplicates",
     "fit_head": "engine.training",
+    "learning_curve": "engine.training",
     "list_backbones": "engine.backbone",
     "load_backbone": "engine.backbone",
+    "load_chain": "engine.cascade",
     "load_head": "engine.heads",
     "open_container": "formats",
     "predict_images": "engine.prediction",
     "preprocess": "engine.images",
     "read_manifest": "engine.manifest",
     "read_picture": "engine.images",
+    "render_heatmap": "engine.heatmap",
+    "render_report": "engine.report",
+    "study_evaluation": "engine.study",
+    "study_head": "engine.study",
+    "train_head": "engine.training",
 }
 
 __all__ = [
     "Backbone",
     "BackboneError",
+    "Calibration",
+    "Chain",
+    "ChainError",
     "Container",
     "ContainerError",
     "EngineError",
@@ -91,6 +128,7 @@ __all__ = [
     "ManifestError",
     "MismatchError",
     "NotesError",
+    "OodModel",
     "Picture",
     "Prediction",
     "Predictor",
@@ -99,21 +137,34 @@ __all__ = [
     "Sample",
     "SignatureError",
     "SplitError",
+    "Study",
+    "Training",
     "WriteError",
     "__version__",
+    "class_evidence",
     "collect_samples",
+    "compare",
     "cross_validate",
+    "cross_validate_columns",
     "evaluate_head",
     "extract_features",
+    "find_near_duplicates",
     "fit_head",
+    "learning_curve",
     "list_backbones",
     "load_backbone",
+    "load_chain",
     "load_head",
     "open_container",
     "predict_images",
     "preprocess",
     "read_manifest",
     "read_picture",
+    "render_heatmap",
+    "render_report",
+    "study_evaluation",
+    "study_head",
+    "train_head",
 ]
 
 

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import importlib
 import io
+import json
 import os
 import signal
 import sys
@@ -14,11 +15,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from engine.errors import BackboneError, EngineError, ManifestError
+from engine.errors import BackboneError, ChainError, EngineError, ManifestError
 from formats.console import parse_seed as seed
 
 if TYPE_CHECKING:
     from types import FrameType
+
+    from engine.study import Study
 
 __all__ = [
     "EXIT_DONE",
@@ -34,6 +37,7 @@ __all__ = [
     "report",
     "run",
     "seed",
+    "write_study",
 ]
 
 EXIT_DONE = 0
@@ -146,6 +150,8 @@ def check_files(
     inputs: Iterable[str],
     outputs: Iterable[str | None],
     figures: str | None = None,
+    *,
+    page: str | None = None,
 ) -> None:
     """End the command with advice where its files cannot be what they are named for.
 
@@ -160,6 +166,8 @@ def check_files(
         each in a folder that is there.
     figures : str or None
         One more of them, JSON: it replaces JSON only.
+    page : str or None
+        One more, HTML: it replaces HTML only.
     """
 
     def identity(path: str) -> object:
@@ -178,7 +186,7 @@ def check_files(
             reason = error.strerror if isinstance(error, OSError) else str(error)
             options.error(f"{path}: {reason}; check the spelling")
     written: set[object] = set()
-    for path in [output for output in (*outputs, figures) if output is not None]:
+    for path in [output for output in (*outputs, figures, page) if output is not None]:
         if Path(path).name in ("", ".."):
             options.error(f"{path!r} names no file to write; name one")
         if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir may raise
@@ -191,11 +199,13 @@ def check_files(
         if file in written:
             options.error(f"{path}: is named for two outputs; name another for one of them")
         written.add(file)
-    if figures is not None and not _may_be_replaced_by_json(figures):
+    if figures is not None and not _may_be_replaced(figures, (b"", b"{", b"[")):
         options.error(f"{figures}: is there already and is no JSON; name another file")
+    if page is not None and not _may_be_replaced(page, (b"", b"<")):
+        options.error(f"{page}: is there already and is no web page; name another file")
 
 
-def _may_be_replaced_by_json(path: str) -> bool:
+def _may_be_replaced(path: str, starts: Sequence[bytes]) -> bool:
     """Whether nothing stands at a path, or nothing that a slip in a command could cost."""
     try:
         if not os.path.exists(path):  # noqa: PTH110 - Path.exists may raise
@@ -206,7 +216,28 @@ def _may_be_replaced_by_json(path: str) -> bool:
             start = stream.read(64).lstrip()
     except (OSError, ValueError):
         return True  # writing it says what is wrong
-    return start[:1] in (b"", b"{", b"[")
+    return start[:1] in starts
+
+
+def write_study(study: Study, figures: str | None, page: str | None) -> None:
+    """Write the files that ``--json`` and ``--report`` name, each whole or not at all.
+
+    Parameters
+    ----------
+    study : Study
+        What was measured.
+    figures, page : str or None
+        Where to; None writes none.
+    """
+    import formats
+
+    if figures is not None:
+        text = json.dumps(study.to_json(), indent=1, allow_nan=False) + "\n"
+        formats.atomic_write(figures, text.encode())
+    if page is not None:
+        from engine.report import render_report
+
+        formats.atomic_write(page, render_report(study).encode())
 
 
 def evaluation_table(figures: Mapping[str, Any]) -> str:
@@ -230,6 +261,14 @@ def evaluation_table(figures: Mapping[str, Any]) -> str:
         interval = "" if low is None else f"  [{low:.3f}, {high:.3f}]"
         return f"  {name:28}{value:6.3f}{interval}"
 
+    def floor_line(name: str, floor: Mapping[str, Any]) -> str:
+        low, high = floor["ci95"].get("auroc_macro", (None, None))
+        value = floor["auroc_macro"]
+        if value is None:
+            return f"  {name:28}   -"
+        interval = "" if low is None else f"  [{low:.3f}, {high:.3f}]"
+        return f"  {name:28}{value:6.3f}{interval}"
+
     rows = f"{figures['n_rows']} rows of {figures['n_groups']} patients"
     lines = [f"{rows} (95 % intervals over patients)"]
     lines.append(line("accuracy", figures["accuracy"], "accuracy"))
@@ -238,7 +277,22 @@ def evaluation_table(figures: Mapping[str, Any]) -> str:
         line(f"AUROC {name}"[:28], value, f"auroc:{name}")
         for name, value in figures["auroc"].items()
     ]
+    if figures.get("floors"):
+        lines.append("floors: AUROC, mean of classes, by the same protocol on")
+        lines += [floor_line(name, floor) for name, floor in figures["floors"].items()]
+    if figures.get("comparison"):
+        lines += _comparison_lines(figures["comparison"])
     return "\n".join(lines)
+
+
+def _comparison_lines(comparison: Mapping[str, Any]) -> list[str]:
+    lines = [f"less {comparison['name']} on the same rows (paired):"]
+    for key, difference in comparison["difference"].items():
+        value, interval = difference["value"], difference["ci95"]
+        if value is not None:
+            around = "" if interval is None else f"  [{interval[0]:+.3f}, {interval[1]:+.3f}]"
+            lines.append(f"  {key.replace('_', ' '):28}{value:+6.3f}{around}")
+    return lines
 
 
 def exit_code_of(error: EngineError | OSError) -> int:
@@ -256,7 +310,7 @@ def exit_code_of(error: EngineError | OSError) -> int:
     """
     if isinstance(error, BackboneError):
         return EXIT_MACHINE
-    if isinstance(error, ManifestError):
+    if isinstance(error, ChainError | ManifestError):
         return EXIT_USAGE
     cause: BaseException | None = error
     while cause is not None:

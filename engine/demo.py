@@ -328,11 +328,20 @@ def _predict(
     files = [file for pair in pairs for file in (pair.png, pair.dicom)]
     answers = {}
     with out.step("Predict them with the new head", len(files)) as bar:
-        for file, prediction in zip(files, engine.predict_images(files, [head]), strict=True):
+        # A head that knows X-rays refuses drawings of them, as it should.
+        predictor = engine.Predictor([head], allow=["out_of_distribution"])
+        for file, prediction in zip(files, predictor.predict_many(files), strict=True):
             answers[file] = prediction
             bar.update()
         lines = [json.dumps(prediction.to_json()) + "\n" for prediction in answers.values()]
         formats.atomic_write(path, "".join(lines).encode("utf-8", "surrogateescape"))
+    strangers = sum(bool(prediction.allowed) for prediction in answers.values())
+    if strangers:
+        out.text(
+            f"The head finds {strangers} of the {len(files)} unlike the X-rays it learned from, "
+            "and rightly: they are drawings. engine.predict would refuse them; here it was told "
+            "to answer nevertheless (--allow out_of_distribution)."
+        )
     return answers
 
 

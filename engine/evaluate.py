@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 
 from engine.cli import (
     EXIT_DONE,
     check_files,
+    check_stop,
     command_line,
     evaluation_table,
     report,
     run,
+    write_study,
 )
 
 DESCRIPTION = """\
 Judge a head on the rows of a container that it was not trained on: the test rows where there are
 marks, else all rows (then make sure that the container is not the one it was trained from).
-Nothing is tuned here. Research use only."""
+Nothing is tuned here. Floors (metadata, image border, raw pixels) are cross-validated within these
+rows. Research use only."""
 
 EPILOG = """\
-example:
-  python -m engine.evaluate chest.safetensors other-hospital.hilum --json result.json
+examples:
+  python -m engine.evaluate chest.safetensors other-hospital.hilum --report result.html
+  python -m engine.evaluate chest.safetensors other-hospital.hilum --compare older.safetensors
+      both heads on the same rows, and the difference with its interval over patients
 
 Head and container must come from the same backbone and preprocessing; strangers are refused."""
 
@@ -39,7 +43,18 @@ def parser() -> argparse.ArgumentParser:
         choices=("test", "valid", "train", "all"),
         help="rows to use (default: test where rows are marked, else all)",
     )
+    add(
+        "--compare",
+        metavar="HEAD.safetensors",
+        help="another head of the same classes, judged on the same rows and compared",
+    )
+    add(
+        "--no-floors",
+        action="store_true",
+        help="do not measure what metadata, border and raw pixels alone would reach",
+    )
     add("--json", metavar="M.json", help="write the figures there")
+    add("--report", metavar="R.html", help="write a page with figures, curves, floors, subgroups")
     add("--quiet", action="store_true", help="no table; errors are still shown")
     return result
 
@@ -59,25 +74,50 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     options = parser()
     arguments = options.parse_args(argv)
-    check_files(options, (arguments.head, arguments.data), (), arguments.json)
+    inputs = [arguments.head, arguments.data, *filter(None, (arguments.compare,))]
+    check_files(options, inputs, (), arguments.json, page=arguments.report)
     return run(lambda: _evaluate(arguments))
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
     import engine
-    import formats
 
     head = engine.load_head(arguments.head)
-    with engine.open_container(arguments.data) as container:
-        evaluation = engine.evaluate_head(head, container, split=arguments.split)
-    figures = evaluation.to_json()
-    if arguments.json is not None:
-        text = json.dumps(figures, indent=1, allow_nan=False) + "\n"
-        formats.atomic_write(arguments.json, text.encode())
+    other = None if arguments.compare is None else engine.load_head(arguments.compare)
+    with (
+        engine.open_container(arguments.data, mode="read") as container,
+        tqdm(
+            desc="judging",
+            disable=arguments.quiet or None,
+            miniters=0,
+            leave=False,
+            file=sys.stderr,
+            bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}",
+        ) as bar,
+    ):
+
+        def progress(done: int, total: int, text: str) -> None:
+            check_stop()
+            bar.total = total
+            bar.set_description_str(text, refresh=False)
+            bar.update(done - bar.n)
+
+        study = engine.study_evaluation(
+            head,
+            container,
+            arguments.split,
+            other=other,
+            floors=not arguments.no_floors,
+            progress=progress,
+        )
+    write_study(study, arguments.json, arguments.report)
     if not arguments.quiet:
+        figures = study.to_json()
         print(f"{figures['split']} rows: {evaluation_table(figures)}")
-    for note in figures.get("notes", ()):
-        report(f"note: {note}")
+    for warning in study.warnings:
+        report(f"warning: {warning}")
     return EXIT_DONE
 
 

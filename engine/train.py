@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -21,27 +20,37 @@ from engine.cli import (
     report,
     run,
     seed,
+    write_study,
 )
 
+BY_SOURCE = "leave-one-source-out"
+
 DESCRIPTION = """\
-Train a head from containers, in seconds and without the images. Rows marked test are never
-touched; rows marked valid decide when to stop and how to calibrate. Without any, a linear head is
-fitted until it converges and calibrated by inner folds, and an mlp head is stopped and calibrated
-by a tenth of the patients. Folds never split a patient, and the same seed gives the same head, bit
-by bit. Containers may be larger than the memory. Research use only."""
+Train a head from containers, in seconds and without the images. The penalty is chosen by inner
+folds of the training patients, which also calibrate the probabilities; rows marked valid do both
+where there are any, and rows marked test are never touched. Folds never split a patient, and the
+same seed gives the same head, bit by bit. Beside the head's figures stand floors: what the same
+protocol reaches on metadata alone, and on the image border and raw pixels if the container has
+them (engine.extract --floors). The head learns to refuse pictures unlike its own. Containers may be
+larger than the memory. Research use only."""
 
 EPILOG = """\
 examples:
   python -m engine.train chest.hilum -o chest.safetensors
-  python -m engine.train chest.hilum -o chest.safetensors --cv 5 --json chest.json
-      also the honest figures: every row judged by a head that never saw its patient
-  python -m engine.train site-a.hilum site-b.hilum -o both.safetensors --head mlp
+  python -m engine.train chest.hilum -o chest.safetensors --cv 5 --report chest.html
+      also the honest figures: every row judged by a head that never saw its patient; as one page
+  python -m engine.train sites.hilum -o all.safetensors --cv leave-one-source-out
+      every hospital judged by a head of the others
+  python -m engine.train site-a.hilum site-b.hilum -o both.safetensors --head auto
+  python -m engine.train chest.hilum -o chest.safetensors --sensitivity 0.95
+      thresholds that miss one in twenty on the rows that calibrate
   python -m engine.train site-a.hilum -o a.safetensors --require-signed-by site-a.pub.pem
       only if the owner of that key vouches for it, see python -m formats sign
 
-The JSON holds n_rows, n_groups, classes, accuracy, auroc_macro, auroc (class: value) and ci95
-(metric: [low, high]); with --cv over the pooled out-of-fold predictions, without it over the rows
-that also set the calibration, which flatters a little: use --cv, or engine.evaluate."""
+The JSON holds n_rows, n_groups, classes, accuracy, auroc_macro, auroc (class: value), ci95
+(metric: [low, high]), warnings, floors and more; with --cv over the pooled out-of-fold predictions,
+without it over the rows that also chose and calibrated, which flatters: use --cv, or
+engine.evaluate."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -57,11 +66,25 @@ def parser() -> argparse.ArgumentParser:
     add("-o", "--output", required=True, metavar="HEAD.safetensors", help="head to write")
     add(
         "--head",
-        choices=("linear", "mlp"),
+        choices=("linear", "mlp", "fusion", "auto"),
         default="linear",
-        help="linear, or one hidden layer (default: %(default)s)",
+        help="linear; mlp: one hidden layer; fusion: a linear head for each tap, added with "
+        "weights; auto: what inner folds prefer (default: %(default)s)",
     )
-    add("--cv", type=_folds, metavar="K", help="also K-fold cross-validation by patient")
+    add(
+        "--cv",
+        type=_folds,
+        metavar="K",
+        help="also K-fold cross-validation by patient, or leave-one-source-out",
+    )
+    add(
+        "--repeats",
+        type=count_up_to(100),
+        default=1,
+        metavar="N",
+        help="cross-validate N times with seeds of their own, and give the means (default: "
+        "%(default)s)",
+    )
     add(
         "--seed",
         type=seed,
@@ -73,7 +96,7 @@ def parser() -> argparse.ArgumentParser:
         "--l2",
         type=_l2,
         metavar="X",
-        help="strength of the L2 penalty (default: measured, see engine/models/README.md)",
+        help="strength of the L2 penalty (default: chosen by inner folds)",
     )
     add(
         "--hidden",
@@ -89,6 +112,39 @@ def parser() -> argparse.ArgumentParser:
         help="balanced: every class counts the same, however rare (default: %(default)s)",
     )
     add(
+        "--calibration",
+        choices=("temperature", "isotonic", "auto", "none"),
+        default="temperature",
+        help="how probabilities are made to mean what they say (default: %(default)s)",
+    )
+    thresholds = result.add_mutually_exclusive_group()
+    thresholds.add_argument(
+        "--sensitivity",
+        type=_share,
+        metavar="X",
+        help="choose thresholds that find this share of each class, e.g. 0.95 (default: the "
+        "largest mean of sensitivity and specificity)",
+    )
+    thresholds.add_argument(
+        "--specificity",
+        type=_share,
+        metavar="X",
+        help="choose thresholds that leave this share of the others alone",
+    )
+    add(
+        "--refusal-rate",
+        type=_refusal_rate,
+        default=0.01,
+        metavar="X",
+        help="share of unseen images of the same sources that the head may refuse as unlike its "
+        "own (default: %(default)s)",
+    )
+    add(
+        "--no-floors",
+        action="store_true",
+        help="do not measure what metadata, border and raw pixels alone would reach",
+    )
+    add(
         "--name",
         metavar="NAME",
         help="the head's name in predictions (default: the output's name)",
@@ -102,6 +158,11 @@ def parser() -> argparse.ArgumentParser:
         "key, or by one of several if given again",
     )
     add("--json", metavar="M.json", help="write the figures there")
+    add(
+        "--report",
+        metavar="R.html",
+        help="write a page with figures, curves, floors, subgroups, learning curve and model card",
+    )
     add("--quiet", action="store_true", help="no progress bar and no table; errors are still shown")
     return result
 
@@ -111,20 +172,43 @@ def _printable(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "replace")
 
 
-def _folds(text: str) -> int:
-    value = count_up_to(1000)(text)
+def _folds(text: str) -> int | str:
+    if text == BY_SOURCE:
+        return text
+    try:
+        value = count_up_to(1000)(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}, nor {BY_SOURCE}") from error
     if value < 2:
         raise argparse.ArgumentTypeError("cross-validation needs 2 folds or more")
     return value
 
 
-def _l2(text: str) -> float:
+def _number(text: str) -> float:
     try:
-        value = float(text)
+        return float(text)
     except ValueError:
-        value = -1.0
+        return float("nan")
+
+
+def _l2(text: str) -> float:
+    value = _number(text)
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 on")
+    return value
+
+
+def _share(text: str) -> float:
+    value = _number(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number between 0 and 1, such as 0.95")
+    return value
+
+
+def _refusal_rate(text: str) -> float:
+    value = _number(text)
+    if not 0 <= value <= 0.5:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 0.5, such as 0.01")
     return value
 
 
@@ -144,7 +228,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser()
     arguments = options.parse_args(argv)
     inputs = (*arguments.data, *arguments.require_signed_by)
-    check_files(options, inputs, (arguments.output,), arguments.json)
+    check_files(options, inputs, (arguments.output,), arguments.json, page=arguments.report)
     return run(lambda: _train(arguments))
 
 
@@ -189,7 +273,7 @@ def _train(arguments: argparse.Namespace) -> int:
                 return EXIT_SOME_FAILED
             bar.reset()
 
-        head = engine.fit_head(
+        study = engine.study_head(
             containers,
             kind=arguments.head,
             l2=arguments.l2,
@@ -197,19 +281,29 @@ def _train(arguments: argparse.Namespace) -> int:
             class_weights="balanced" if arguments.class_weights == "balanced" else None,
             seed=arguments.seed,
             cv=arguments.cv,
+            repeats=arguments.repeats,
+            calibration=arguments.calibration,
+            sensitivity=arguments.sensitivity,
+            specificity=arguments.specificity,
+            refusal_rate=arguments.refusal_rate,
             name=arguments.name or _printable(Path(arguments.output).stem),
+            floors=not arguments.no_floors,
+            curve=arguments.report is not None,
             progress=progress,
         )
+    head = study.head
     head.save(arguments.output)
-    if arguments.json is not None:
-        text = json.dumps(head.metrics, indent=1, allow_nan=False) + "\n"
-        formats.atomic_write(arguments.json, text.encode())
+    write_study(study, arguments.json, arguments.report)
     if not arguments.quiet:
-        print(evaluation_table(head.metrics))
-        print(f"measured by: {head.metrics['protocol']}")
-        print(f"{arguments.output}: {head.kind} head {head.name!r} for {', '.join(head.classes)}")
-    for note in head.metrics.get("notes", ()):
-        report(f"note: {note}")
+        print(evaluation_table(study.to_json()))
+        print(f"measured by: {study.protocol}")
+        chosen = f" (L2 {head.training['l2']:g}{'' if arguments.l2 is not None else ', chosen'})"
+        print(
+            f"{arguments.output}: {head.kind} head {head.name!r}{chosen} for "
+            f"{', '.join(head.classes)}"
+        )
+    for warning in study.warnings:
+        report(f"warning: {warning}")
     return EXIT_DONE
 
 
