@@ -22,6 +22,7 @@ from engine.cli import (
     evaluation_table,
     report,
     run,
+    write_study,
 )
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ PHANTOMS_ABOUT = {
 NEXT = """\
 Next, with your own X-rays (the sub-folders of xrays/ name the labels):
   {python} -m engine.extract xrays/ -o chest.hilum
-  {python} -m engine.train chest.hilum -o chest.safetensors --cv 5
+  {python} -m engine.train chest.hilum -o chest.safetensors --cv 5 --report chest.html
   {python} -m engine.predict new/ --head chest.safetensors"""
 
 
@@ -167,9 +168,13 @@ def run_demo(
                 bar.total = total
                 bar.update(done - bar.n)
 
-            head = engine.fit_head(opened, cv=FOLDS, seed=SEED, name="pneumonia", progress=progress)
+            study = engine.study_head(
+                opened, cv=FOLDS, seed=SEED, name="pneumonia", progress=progress
+            )
+            head = study.head
             head_path = folder / "pneumonia.safetensors"
             head.save(head_path)
+            write_study(study, None, str(folder / "report.html"))
     out.lines(evaluation_table(head.metrics))
     out.text(
         "Every patient was judged by a head that had never seen them. The first run on a machine "
@@ -398,6 +403,7 @@ def _say_where(out: _Printer, folder: Path) -> None:
     out.plain()
     out.plain("Where the files are:")
     for name, what in (
+        ("report.html", "its figures, limits and model card"),
         ("pneumonia.safetensors", "the head"),
         ("phantoms/", "the synthetic X-rays"),
         ("phantoms.hilum", "their features"),

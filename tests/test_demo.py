@@ -93,6 +93,7 @@ EXPECTED = [
     "phantoms/phantom-2-lobar.png",
     "pneumonia.safetensors",
     "predictions.jsonl",
+    "report.html",
 ]
 
 
@@ -273,7 +274,7 @@ def test_the_command_itself(tmp_path: Path) -> None:
     assert result.stderr == ""
     assert "Kermany" in result.stdout and "CC BY 4.0" in result.stdout
     assert [line for line in result.stdout.splitlines() if too_wide(line)] == []
-    assert len(files_under(tmp_path / "hilum-demo")) == 3 + 2 * len(demo.PHANTOMS)
+    assert len(files_under(tmp_path / "hilum-demo")) == 4 + 2 * len(demo.PHANTOMS)
     assert [path.name for path in tmp_path.iterdir()] == ["hilum-demo"]
 
 
