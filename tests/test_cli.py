@@ -351,7 +351,7 @@ def test_heads_refuse_one_by_one(made: Path, study: Path, capsys: Any) -> None:
     assert float(row["strict ood"]) > 1
     assert row["one:label"] in "ab"
     assert "one refused" not in row
-    assert usage_error(predict.main, image, "--allow", "blank") == 2
+    assert usage_error(predict.main, image, "--allow", "no_pixels") == 2
     assert "out_of_distribution" in capsys.readouterr().err
 
 
