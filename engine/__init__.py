@@ -38,22 +38,17 @@ if TYPE_CHECKING:
     from engine.heads import Head, load_head
     from engine.heatmap import class_evidence, render_heatmap
     from engine.images import Preprocessing, preprocess, read_picture
+    from engine.judging import evaluate_head
     from engine.manifest import Sample, collect_samples, read_manifest
     from engine.metrics import Evaluation
     from engine.ood import OodModel
     from engine.picture import Picture
     from engine.prediction import Prediction, Predictor, predict_images
+    from engine.protocols import cross_validate_columns, learning_curve
     from engine.report import render_report
     from engine.study import Study, study_evaluation, study_head
-    from engine.training import (
-        Training,
-        cross_validate,
-        cross_validate_columns,
-        evaluate_head,
-        fit_head,
-        learning_curve,
-        train_head,
-    )
+    from engine.training import Training, fit_head, train_head
+    from engine.validation import cross_validate
     from formats import Container, open_container
 
 __version__ = "0.1.0"
@@ -89,13 +84,13 @@ _HOMES = {
     "class_evidence": "engine.heatmap",
     "collect_samples": "engine.manifest",
     "compare": "engine.comparison",
-    "cross_validate": "engine.training",
-    "cross_validate_columns": "engine.training",
-    "evaluate_head": "engine.training",
+    "cross_validate": "engine.validation",
+    "cross_validate_columns": "engine.protocols",
+    "evaluate_head": "engine.judging",
     "extract_features": "engine.features",
     "find_near_duplicates": "engine.duplicates",
     "fit_head": "engine.training",
-    "learning_curve": "engine.training",
+    "learning_curve": "engine.protocols",
     "list_backbones": "engine.backbone",
     "load_backbone": "engine.backbone",
     "load_chain": "engine.cascade",

@@ -44,7 +44,7 @@ class Curve:
 
 
 def _class_rows(
-    evaluation: Evaluation, name: str
+    evaluation: Evaluation, name: str, *, meant: bool = False
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.int32]]:
     """Return probability, truth and patient of the rows in which a class was assessed."""
     if name not in evaluation.classes:
@@ -54,7 +54,8 @@ def _class_rows(
     truth = truth_of(evaluation.labels, len(evaluation.classes))[:, c]
     rows = truth >= 0
     group = evaluation.groups[rows].astype(np.int32)
-    return evaluation.probabilities[rows, c], truth[rows] == 1, group
+    p = (evaluation.meant if meant else evaluation.probabilities)[rows, c]
+    return p, truth[rows] == 1, group
 
 
 def _band(draws: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -178,7 +179,8 @@ def reliability_curve(
     """Return how often what was predicted came true, over bins of about equally many rows.
 
     The bins are those of all rows: a band around a point needs the point to stay. (The expected
-    calibration error has no points and cuts its bins in every draw anew.)
+    calibration error has no points and cuts its bins in every draw anew.) Probabilities are those
+    by which calibration is judged, `Evaluation.meant`.
 
     Parameters
     ----------
@@ -206,13 +208,13 @@ def reliability_curve(
     if bins < 1:
         raise ValueError(f"bins is {bins}; expected at least 1")
     if name is not None:
-        p, positive, group = _class_rows(evaluation, name)
+        p, positive, group = _class_rows(evaluation, name, meant=True)
     elif evaluation.labels.ndim == 2:
         known = ", ".join(evaluation.classes)
         raise ValueError(f"a multi-label head has no most probable class; name one of {known}")
     else:
-        p = evaluation.probabilities.max(axis=1)
-        positive = evaluation.probabilities.argmax(axis=1) == evaluation.labels
+        p = evaluation.meant.max(axis=1)
+        positive = evaluation.meant.argmax(axis=1) == evaluation.labels
         group = evaluation.groups.astype(np.int32)
     n = len(p)
     if n == 0:

@@ -34,6 +34,7 @@ __all__ = [
     "join_about",
     "learning_rows",
     "load_rows",
+    "open_rows",
     "originals_of",
     "parents_of",
     "shorten",
@@ -69,6 +70,13 @@ class Dataset:
     sexes: NDArray[np.uint8] | None = None
     ages: NDArray[np.uint8] | None = None
     projections: NDArray[np.uint8] | None = None
+    #: Width of the features a head learns from, where `features` are a floor's.
+    head_dim: int | None = None
+
+    @property
+    def width(self) -> int:
+        """Columns that decide how rows are chosen by: a floor is judged by its head's rows."""
+        return self.features.dim if self.head_dim is None else self.head_dim
 
     @property
     def where(self) -> str:
@@ -140,6 +148,10 @@ def _wanted(blocks: Sequence[Block], floor: str | None) -> list[Block]:
     return [block for block in blocks if block.tap == floor]
 
 
+def _kind_of_labels(container: Container) -> str:
+    return "multi-label" if container.multilabel else "one class of several"
+
+
 def _check_alike(containers: Sequence[Container]) -> None:
     """Refuse containers whose rows do not mean the same; blocks not learned from may differ."""
     first = containers[0]
@@ -147,7 +159,7 @@ def _check_alike(containers: Sequence[Container]) -> None:
         for what, one, two in (
             ("backbone", first.backbone_digest, other.backbone_digest),
             ("preprocessing", first.preprocessing_digest, other.preprocessing_digest),
-            ("kind of labels", first.multilabel, other.multilabel),
+            ("kind of labels", _kind_of_labels(first), _kind_of_labels(other)),
             ("classes", ", ".join(first.classes), ", ".join(other.classes)),
             (
                 "feature blocks",
@@ -309,6 +321,11 @@ def shorten(value: object) -> str:
     return f"{text[:12]}..." if len(text) == 64 and text.isalnum() else text
 
 
+def open_rows(containers: Sequence[Container], floor: str | None = None) -> Rows:
+    """Open the columns a head learns from, or those of a floor, of no rows yet."""
+    return Rows(containers, [chosen_spans(container, floor) for container in containers])
+
+
 def load_rows(
     containers: tuple[Container, ...],
     features: Rows,
@@ -371,6 +388,12 @@ def load_rows(
         groups = container.groups
         if groups is not None:
             row_groups = groups[rows].astype(np.int64)
+            if container.notes.get("views", {}).get("group") == "image":
+                # These groups only keep an image's views together.
+                notes.append(
+                    f"{_nth(number, len(containers))} has no patients: each image was taken for "
+                    "another patient; if some patients have several images, figures are too good"
+                )
         elif row_views.any():
             raise SplitError(
                 f"{container.path}: has augmented views but no patients, so views of one image "
@@ -404,6 +427,8 @@ def load_rows(
     check_finite(features, containers, joined["rows"], joined["origin"], part)
     labels = joined["labels"]
     sources, source_names = _join_sources(containers, parts["rows"])
+    if len(containers) > 1 and (sources is None or (sources == _NO_SOURCE).any()):
+        notes += _of_one_container(labels, joined["origin"], containers)
     starts = np.cumsum([0, *(container.n_rows for container in containers)])
     return Dataset(
         containers=containers,
@@ -424,6 +449,26 @@ def load_rows(
         ages=_join_column([each.ages for each in containers], parts["rows"], AGE_UNKNOWN),
         projections=_join_column([each.projections for each in containers], parts["rows"], 0),
     )
+
+
+def _of_one_container(
+    labels: NDArray[Any], origin: NDArray[np.int64], containers: Sequence[Container]
+) -> list[str]:
+    """Say which classes come from one container, which is a source where none is named."""
+    found = []
+    for c, name in enumerate(containers[0].classes):
+        present, absent = (
+            (labels[:, c] == 1, labels[:, c] == 0)
+            if labels.ndim == 2
+            else (labels == c, labels != c)
+        )
+        homes = np.unique(origin[present])
+        if len(homes) == 1 and (origin[absent] != homes[0]).any():
+            found.append(
+                f"every image of {name!r} comes from {_nth(int(homes[0]), len(containers))}: the "
+                "head may tell the containers apart instead of the finding"
+            )
+    return found
 
 
 def _check_weights(

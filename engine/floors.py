@@ -7,7 +7,9 @@ in published COVID-19 classifiers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +19,14 @@ from engine.errors import SplitError
 from formats import Container
 from formats.container import AGE_UNKNOWN, PROJECTIONS, SEXES
 
-__all__ = ["AGE_BANDS", "RowColumn", "container_columns", "metadata_matrix", "row_columns"]
+__all__ = [
+    "AGE_BANDS",
+    "RowColumn",
+    "container_columns",
+    "count_values",
+    "metadata_matrix",
+    "row_columns",
+]
 
 #: Years, first and last: infants, the ages of the usual paediatric set, school, youth, adults.
 AGE_BANDS = (
@@ -98,6 +107,53 @@ def container_columns(container: Container, rows: NDArray[np.int64]) -> dict[str
             for column in (container.sexes, container.ages, container.projections)
         ),
     )
+
+
+def count_values(
+    columns: dict[str, RowColumn],
+    labels: NDArray[Any],
+    groups: NDArray[np.int64],
+    classes: Sequence[str],
+) -> dict[str, Any]:
+    """Count rows and patients of each value of each column, by class.
+
+    Parameters
+    ----------
+    columns : dict of str to RowColumn
+        Of n rows.
+    labels : int (n,) or int8 (n, k)
+        Truth.
+    groups : int64 (n,)
+        Patient of each row.
+    classes : sequence of str
+        The k class names.
+
+    Returns
+    -------
+    dict
+        Empty without columns, else ``{"columns": {NAME: {"values": [...], "classes": [...],
+        "multilabel": bool, "rows": [[int]], "patients": [[int]], "absent": [[int]]}}}``: line i is
+        of the value i, column j of the class j; ``absent`` counts rows known to be without it.
+    """
+    k = len(classes)
+    multilabel = labels.ndim == 2
+    present = labels == 1 if multilabel else labels[:, None] == np.arange(k)
+    absent = labels == 0 if multilabel else ~present
+    tables: dict[str, Any] = {}
+    for name, column in columns.items():
+        codes = np.unique(column.codes)
+        lines = [column.codes == code for code in codes]
+        tables[name] = {
+            "values": [column.names[code] for code in codes],
+            "classes": list(classes),
+            "multilabel": multilabel,
+            "rows": [present[here].sum(axis=0).tolist() for here in lines],
+            "patients": [
+                [len(np.unique(groups[here & present[:, c]])) for c in range(k)] for here in lines
+            ],
+            "absent": [absent[here].sum(axis=0).tolist() for here in lines],
+        }
+    return {"columns": tables} if tables else {}
 
 
 def _columns(

@@ -38,6 +38,7 @@ from engine.resampling import (
 
 __all__ = [
     "Evaluation",
+    "at_frequencies_of",
     "auroc",
     "average_precision",
     "balanced_accuracy",
@@ -111,6 +112,10 @@ class Evaluation:
         Guo et al. 2017, section 2) of the most probable class's probability; of a multi-label head
         the mean over labels of each label's. ``slope`` and ``intercept``: by class, see
         `engine.recalibration`; None where they do not exist.
+    prevalence : {"training", "equal"}
+        ``"equal"`` if probabilities are as if every class were equally frequent. They are then
+        right only where classes are: `calibration` is of what they come to at the frequencies of
+        these rows (`at_frequencies_of`), `brier` of the probabilities as they are.
     """
 
     n_rows: int
@@ -136,6 +141,14 @@ class Evaluation:
     sensitivity_at: dict[str, dict[str, float | None]] = field(default_factory=dict)
     specificity_at: dict[str, dict[str, float | None]] = field(default_factory=dict)
     calibration: dict[str, Any] = field(default_factory=dict)
+    prevalence: str = "training"
+
+    @property
+    def meant(self) -> NDArray[np.float64]:
+        """Probabilities by which calibration is judged: see `prevalence`."""
+        if self.prevalence != "equal":
+            return self.probabilities
+        return at_frequencies_of(self.labels, self.probabilities)
 
     def to_json(self) -> dict[str, Any]:
         """Return the figures without the arrays, ready for `json.dumps`.
@@ -164,11 +177,47 @@ class Evaluation:
                 key: dict(value) if isinstance(value, Mapping) else value
                 for key, value in self.calibration.items()
             },
+            "prevalence": self.prevalence,
             "confusion": self.confusion,
             "class_counts": dict(self.class_counts),
             "split": self.split,
             "notes": list(self.notes),
         }
+
+
+def at_frequencies_of(
+    labels: NDArray[Any], probabilities: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Turn probabilities for equally frequent classes into those for the rows' own frequencies.
+
+    By Bayes' theorem: odds are multiplied by how much more frequent a class is (Saerens, Latinne
+    and Decaestecker 2002, Neural Computation 14, 21, equation 2.4).
+
+    Parameters
+    ----------
+    labels : int (n,) or int8 (n, k)
+        Truth, of which frequencies are counted; multi-labels below 0 are left out.
+    probabilities : float64 (n, k)
+        As if every class were equally frequent, or every label present in half of the rows.
+
+    Returns
+    -------
+    float64 (n, k)
+        A class that no row has becomes impossible; a label that is on one side only stays as it is.
+    """
+    if labels.ndim == 1:
+        counts = np.bincount(labels, minlength=probabilities.shape[1])
+        if (counts == counts[0]).all():
+            return probabilities
+        moved = probabilities * (counts / max(len(labels), 1))
+        total = moved.sum(axis=1, keepdims=True)
+        # All that a head thought possible may not be among these rows.
+        return np.where(total > 0.0, moved / np.where(total > 0.0, total, 1.0), probabilities)
+    present, absent = ((labels == side).sum(axis=0) for side in (1, 0))
+    both = (present > 0) & (absent > 0)
+    for_it = probabilities * np.where(both, present, 1)
+    against = (1.0 - probabilities) * np.where(both, absent, 1)
+    return np.asarray(for_it / (for_it + against), np.float64)
 
 
 def decide(
@@ -433,6 +482,7 @@ def evaluate_predictions(
     seed: int = 0,
     parts: frozenset[str] = PARTS,
     threads: int | None = None,
+    prevalence: str = "training",
 ) -> Evaluation:
     """Compute every figure and its interval.
 
@@ -462,6 +512,9 @@ def evaluate_predictions(
         Which figures get intervals, see `engine.resampling.draw_figures`.
     threads : int, optional
         That share the draws; as many as there are processors if None.
+    prevalence : {"training", "equal"}
+        What class frequencies the probabilities mean. Where ``"equal"``, calibration is judged
+        after `at_frequencies_of` these rows.
 
     Returns
     -------
@@ -474,6 +527,8 @@ def evaluate_predictions(
     if decisions is None:
         decisions = decide(probabilities, (), multilabel=multilabel)
     truth = truth_of(labels, k)
+    equal = prevalence == "equal"
+    moved = at_frequencies_of(labels, probabilities) if equal else probabilities
     matrix = confusion_matrix(labels, decisions, k)
     areas: dict[str, float | None] = {}
     precisions: dict[str, float | None] = {}
@@ -493,13 +548,14 @@ def evaluate_predictions(
         specificities[name] = {
             f"{level:.2f}": specificity_at(scores, positive, level) for level in LEVELS
         }
-        line = fit_line(logits_of(scores), positive)
+        given = moved[assessed, c]
+        line = fit_line(logits_of(given), positive)
         slopes[name] = None if line is None else line.slope
-        intercepts[name] = fit_intercept(logits_of(scores), positive)
-        errors.append(expected_calibration_error(scores, positive))
+        intercepts[name] = fit_intercept(logits_of(given), positive)
+        errors.append(expected_calibration_error(given, positive))
     if not multilabel:
-        top = probabilities.argmax(axis=1) == labels
-        errors = [expected_calibration_error(probabilities.max(axis=1), top)]
+        top = moved.argmax(axis=1) == labels
+        errors = [expected_calibration_error(moved.max(axis=1), top)]
     ece = _mean(errors)
     right = np.diagonal(matrix, axis1=-2, axis2=-1).sum()
     _, dense = np.unique(groups, return_inverse=True)
@@ -507,10 +563,13 @@ def evaluate_predictions(
     n_groups = int(dense.max(initial=-1)) + 1
     ci95: dict[str, list[float]] = {}
     if draws and n_groups > 1:
-        series = draw_figures(
-            probabilities, decisions, labels, dense, classes, draws=draws, seed=seed,
-            threads=threads,
-        )  # fmt: skip
+        of_meaning = frozenset({"ece", "calibration"})
+        series: dict[str, NDArray[np.float64]] = {}
+        for given, some in ((probabilities, parts - of_meaning), (moved, parts & of_meaning)):
+            series |= draw_figures(
+                given, decisions, labels, dense, classes, draws=draws, seed=seed, parts=some,
+                threads=threads,
+            )  # fmt: skip
         for key, values in series.items():
             found = interval(values, needed=_NEEDED if key.startswith("calibration_") else 0.0)
             if found is not None and key == "ece" and ece is not None:
@@ -542,6 +601,7 @@ def evaluate_predictions(
         sensitivity_at=sensitivities,
         specificity_at=specificities,
         calibration={"ece": ece, "slope": slopes, "intercept": intercepts},
+        prevalence=prevalence,
     )
 
 

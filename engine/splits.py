@@ -83,8 +83,13 @@ def check_classes(
     found = class_groups(labels, groups, len(classes))
     if labels.ndim == 1 and (len(classes) < 2 or np.count_nonzero(found) < 2):
         names = [name for name, count in zip(classes, found, strict=True) if count]
+        if not names:
+            raise SplitError(
+                f"{prefix}no rows to learn from; expected rows marked train or not marked; divide "
+                "the container anew (python -m formats resplit), or leave the marks out"
+            )
         raise SplitError(
-            f"{prefix}only one class has rows to learn from ({', '.join(names) or 'none'}); "
+            f"{prefix}only one class has rows to learn from ({names[0]}); "
             "expected at least two; add images of another class"
         )
     poor = [i for i in range(len(classes)) if found[i] < needed]

@@ -22,18 +22,14 @@ import numpy as np
 from engine.comparison import compare, subgroup_table
 from engine.duplicates import find_near_duplicates
 from engine.errors import SplitError
-from engine.floors import RowColumn, container_columns
+from engine.floors import RowColumn, container_columns, count_values
 from engine.heads import Head
+from engine.judging import evaluate_head
 from engine.metrics import Evaluation
+from engine.plan import Options
 from engine.pooling import blocks_from_notes
-from engine.training import (
-    FLOORS,
-    Options,
-    cross_validate_columns,
-    evaluate_head,
-    learning_curve,
-    train_head,
-)
+from engine.protocols import FLOORS, cross_validate_columns, learning_curve
+from engine.training import train_head
 from engine.work import Progress
 
 if TYPE_CHECKING:
@@ -43,9 +39,19 @@ __all__ = ["Floor", "Study", "study_evaluation", "study_head"]
 
 # Fewer patients of a class make every figure of it uncertain.
 _FEW_PATIENTS = 50
+# Share of the rows judged, and number, from which on one patient's decide figures.
+_MUCH_OF_ONE, _MANY_IMAGES = 0.2, 10
+# The AUROC of guessing.
+_GUESSING = 0.5
+# Share of a class's images from which on one source has nearly all of them.
+_NEARLY_ALL = 0.95
+# Share of the others from which on they too come from there.
+_MUCH_OF_ALL = 0.8
 # Above, probabilities are not to be read as shares.
 _POOR_CALIBRATION = 0.05
-# A figure of duplicates costs as much as a fold or two; the curve as much as two trainings.
+# Of classes that are named in one sentence.
+_MOST_NAMES = 12
+# What a step takes, in trainings.
 _WEIGHTS = {"training": 1.0, "floor": 0.8, "curve": 2.0, "duplicates": 0.1}
 
 _FLOOR_WORDS = {
@@ -63,7 +69,7 @@ _FLOOR_WORDS = {
 
 @dataclass(frozen=True)
 class Floor:
-    """What the same protocol reaches without looking into the lungs.
+    """What the same protocol reaches without the network.
 
     Attributes
     ----------
@@ -105,8 +111,9 @@ class Study:
         Names of floors that could not be measured, each with the reason and what to do.
     confounding : dict
         ``{"columns": {"source": {"values": [...], "classes": [...], "rows": [[int]],
-        "patients": [[int]]}, "sex": ..., "age": ..., "projection": ...}}``: rows[i][j] counts the
-        rows of value i and class j. Columns that are missing are left out.
+        "patients": [[int]], ...}, "sex": ..., "age": ..., "projection": ...}}``: rows[i][j] counts
+        the rows of value i and class j, see `engine.floors.count_values`; of all rows learned from
+        or, of an evaluation, judged. Columns that are missing are left out.
     subgroups : tuple of dict
         ``{"column": "sex", "value": "F", "n_rows": int, "n_groups": int, "auroc_macro": x or None,
         "accuracy": x, "ci95": {"auroc_macro": [low, high], "accuracy": [low, high]}}``.
@@ -275,6 +282,7 @@ def _stored_floors(container: Container) -> list[str]:
 
 def _measure_floors(
     names: Sequence[str],
+    containers: Sequence[Container],
     evaluation: Evaluation,
     measure: Callable[[str, Progress], Evaluation],
     steps: _Steps,
@@ -286,47 +294,18 @@ def _measure_floors(
         try:
             found = measure(name, steps.begin(f"floor {name}"))
         except SplitError as error:
-            if name == "metadata" and "metadata" in str(error):
-                missing.append(
-                    f"{title}: the rows have no source, sex, age or projection column; give them "
-                    "in the manifest"
-                )
-                continue
-            missing.append(f"{title}: {_without_place(str(error))}")
+            missing.append(f"{title}: {_without_place(str(error), containers)}")
             continue
         floors.append(Floor(title, explanation, found, compare(evaluation, found)))
     return tuple(floors), missing
 
 
-def _without_place(message: str) -> str:
-    """Leave a file's name out of a message that is kept with a head: it may be a person's."""
-    return message.rpartition(".hilum: ")[2]
-
-
-def _confounding(columns: dict[str, RowColumn], evaluation: Evaluation) -> dict[str, Any]:
-    """Count rows and patients of each value of each column, by class."""
-    classes, labels = evaluation.classes, evaluation.labels
-    present = labels == 1 if labels.ndim == 2 else labels[:, None] == np.arange(len(classes))
-    tables: dict[str, Any] = {}
-    for name, column in columns.items():
-        codes = np.unique(column.codes)
-        rows, patients = [], []
-        for code in codes:
-            here = column.codes == code
-            rows.append([int(count) for count in present[here].sum(axis=0)])
-            patients.append(
-                [
-                    len(np.unique(evaluation.groups[here & present[:, c]]))
-                    for c in range(len(classes))
-                ]
-            )
-        tables[name] = {
-            "values": [column.names[code] for code in codes],
-            "classes": list(classes),
-            "rows": rows,
-            "patients": patients,
-        }
-    return {"columns": tables} if tables else {}
+def _without_place(message: str, containers: Sequence[Container]) -> str:
+    """Leave files' names out of a message that is kept with a head: they may be a person's."""
+    paths = [str(container.path) for container in containers]
+    for place in (", ".join(paths), *sorted(paths, key=len, reverse=True)):
+        message = message.removeprefix(f"{place}: ").replace(place, "the container")
+    return message
 
 
 def _subgroups(columns: dict[str, RowColumn], evaluation: Evaluation) -> tuple[dict[str, Any], ...]:
@@ -337,18 +316,43 @@ def _subgroups(columns: dict[str, RowColumn], evaluation: Evaluation) -> tuple[d
     return tuple(found)
 
 
-def _one_source_classes(confounding: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return the classes whose rows all come from one of several sources, each with its source."""
+def _by_source(confounding: dict[str, Any]) -> list[str]:
+    """Say which classes can be told, or nearly, by knowing the source alone."""
     table = confounding.get("columns", {}).get("source")
-    if table is None:
+    if table is None or len(table["values"]) < 2:
         return []
-    rows = np.array(table["rows"], np.int64)
-    found = []
-    for c, name in enumerate(table["classes"]):
-        having = np.flatnonzero(rows[:, c])
-        if len(having) == 1 and len(rows) > 1:
-            found.append((name, table["values"][having[0]]))
-    return found
+    texts = []
+    for name, present, absent in zip(
+        table["classes"], *(np.array(table[side]).T for side in ("rows", "absent")), strict=True
+    ):
+        # Where only one source tells whether it is there, the source tells nothing of it.
+        if not present.any() or not absent.any() or np.count_nonzero(present + absent) < 2:
+            continue
+        for rows, others, what in ((present, absent, "of"), (absent, present, "without")):
+            source, share = int(rows.argmax()), rows.max() / rows.sum()
+            theirs = others[source] / others.sum()
+            if share < _NEARLY_ALL or theirs == 1.0 or (share < 1.0 and theirs > _MUCH_OF_ALL):
+                continue
+            # Of softmax heads "without" is what the other classes say.
+            if what == "without" and not table["multilabel"]:
+                continue
+            much = "every image" if share == 1.0 else f"nearly every image ({share:.0%})"
+            texts.append(
+                f"{much} {what} {name!r} comes from one source ({table['values'][source]}): the "
+                "head may tell the source instead of the finding, and these figures cannot show "
+                "the difference"
+            )
+            break
+        else:
+            # Of two classes, the one says what the other does.
+            said = bool(texts) and not table["multilabel"] and len(table["classes"]) == 2
+            if not (present * absent).any() and not said:
+                texts.append(
+                    f"each source has either only images of {name!r} or none: the head may tell "
+                    "the source instead of the finding, and these figures cannot show the "
+                    "difference"
+                )
+    return texts
 
 
 def _warn(
@@ -358,20 +362,23 @@ def _warn(
     duplicates: dict[str, Any] | None,
 ) -> tuple[str, ...]:
     """Say what a reader must know before the first figure."""
-    texts = [
-        f"every image of {name!r} comes from one source ({source}): the head may tell the source "
-        "instead of the finding, and these figures cannot show the difference"
-        for name, source in _one_source_classes(confounding)
-    ]
+    texts = _by_source(confounding)
+    texts += _no_better_than_guessing(evaluation)
     for floor in floors:
         texts += _within_reach(evaluation, floor)
     if duplicates is not None and duplicates.get("n_across_patients"):
         texts.append(
             f"{duplicates['n_across_patients']} pairs of images of different patients are nearly "
-            f"the same ({duplicates.get('n_across_splits') or 0} of them in different splits or "
-            "folds): patients may be the same person under two numbers, and figures too good"
+            f"the same ({duplicates.get('n_across_splits') or 0} of them on different sides of the "
+            "marked split): patients may be the same person under two numbers, and figures too good"
         )
     texts += evaluation.notes
+    _, counts = np.unique(evaluation.groups, return_counts=True)
+    if counts.max() >= _MUCH_OF_ONE * evaluation.n_rows and counts.max() >= _MANY_IMAGES:
+        texts.append(
+            f"one patient has {counts.max()} of the {evaluation.n_rows} images judged: what is "
+            "counted by images is mostly of one person"
+        )
     few = _few_patients(evaluation)
     if few:
         texts.append(
@@ -388,6 +395,36 @@ def _warn(
     return tuple(dict.fromkeys(texts))
 
 
+def _no_better_than_guessing(evaluation: Evaluation) -> list[str]:
+    """Say which classes were not told from the others, and which nobody could tell."""
+    texts = []
+    interval = evaluation.ci95.get("auroc_macro")
+    guessed = [
+        f"{name!r} ({value:.2f}, {own[0]:.2f} to {own[1]:.2f})"
+        for name, value in evaluation.auroc.items()
+        if value is not None
+        and (own := evaluation.ci95.get(f"auroc:{name}")) is not None
+        and own[0] <= _GUESSING
+    ]
+    if interval is not None and interval[0] <= _GUESSING:
+        texts.append(
+            f"the head cannot be told from guessing: the interval of its macro AUROC, "
+            f"{interval[0]:.2f} to {interval[1]:.2f}, holds 0.5 or lies below"
+        )
+    elif guessed:
+        texts.append(
+            f"the head cannot be told from guessing for {', '.join(guessed)}: the interval of the "
+            "AUROC holds 0.5 or lies below"
+        )
+    unknown = [repr(name) for name, value in evaluation.auroc.items() if value is None]
+    if unknown:
+        texts.append(
+            f"no AUROC of {', '.join(unknown)}: the rows judged are not both with and without it; "
+            "means are of the other classes"
+        )
+    return texts
+
+
 def _within_reach(evaluation: Evaluation, floor: Floor) -> list[str]:
     """Say where a floor comes within the interval of the head: of the mean, else of classes."""
 
@@ -395,11 +432,17 @@ def _within_reach(evaluation: Evaluation, floor: Floor) -> list[str]:
         interval = evaluation.ci95.get(key)
         return interval if value is not None and interval and value >= interval[0] else None
 
+    meaning = (
+        "the network may add nothing to what a thumbnail shows"
+        if floor.name == _FLOOR_WORDS["pixels"][0]
+        else "the head may have learned what is not in the lungs"
+    )
+
     def text(what: str, value: float, interval: Sequence[float]) -> str:
+        where = "above" if value > interval[1] else "within"
         return (
-            f"{floor.name} reaches {what} {value:.3f}, within the interval of the head "
-            f"({interval[0]:.3f} to {interval[1]:.3f}): the head may have learned what is not in "
-            "the lungs"
+            f"{floor.name} reaches {what} {value:.3f}, {where} the interval of the head "
+            f"({interval[0]:.3f} to {interval[1]:.3f}): {meaning}"
         )
 
     found = floor.evaluation
@@ -418,11 +461,20 @@ def _few_patients(evaluation: Evaluation) -> str:
     labels = evaluation.labels
     found = []
     for c, name in enumerate(evaluation.classes):
-        here = labels[:, c] == 1 if labels.ndim == 2 else labels == c
-        count = len(np.unique(evaluation.groups[here]))
-        if count < _FEW_PATIENTS:
-            found.append(f"{count} of {name!r}")
-    return ", ".join(found)
+        sides = {"of": labels[:, c] == 1 if labels.ndim == 2 else labels == c}
+        if labels.ndim == 2:
+            sides["without"] = labels[:, c] == 0
+        for what, here in sides.items():
+            count = len(np.unique(evaluation.groups[here]))
+            if count < _FEW_PATIENTS:
+                found.append(f"{count} {what} {name!r}")
+    return _listed(found)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Join names, the first of many."""
+    more = len(names) - _MOST_NAMES
+    return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
 def _limits(head: Head) -> tuple[str, ...]:
@@ -448,15 +500,18 @@ def _limits(head: Head) -> tuple[str, ...]:
             "hospitals may differ."
         )
     texts.append(
-        f"Knows {len(head.classes)} answers ({', '.join(head.classes)}) and gives one of them "
+        f"Knows {len(head.classes)} answers ({_listed(head.classes)}) and gives one of them "
         "whatever else a picture shows."
         if not head.multilabel
-        else f"Knows {len(head.classes)} labels ({', '.join(head.classes)}) and no other finding."
+        else f"Knows {len(head.classes)} labels ({_listed(head.classes)}) and no other finding."
     )
     if facts.get("prevalence") == "equal":
-        texts.append(
-            "Probabilities are as if every class were equally frequent, not as in your practice."
+        equal = (
+            "label were present in half of the images"
+            if head.multilabel
+            else "class were equally frequent"
         )
+        texts.append(f"Probabilities are as if every {equal}, not as in your practice.")
     if head.ood is None:
         texts.append("It does not refuse pictures unlike those it learned from.")
     return tuple(texts)
@@ -514,7 +569,7 @@ def study_head(
     def measure(floor: str, report: Progress) -> Evaluation:
         return cross_validate_columns(containers, floor, **_reporting(options, report))
 
-    measured, missing = _measure_floors(wanted, evaluation, measure, steps)
+    measured, missing = _measure_floors(wanted, containers, evaluation, measure, steps)
     if floors:
         missing += [
             f"{_FLOOR_WORDS[each][0]}: not stored; extract with --floors {each}"
@@ -532,8 +587,14 @@ def study_head(
             evaluation=evaluation if options.get("cv") else None,
             **_reporting(options, report),
         )
-    confounding = _confounding(training.columns, evaluation)
+    confounding = training.confounding
     warnings = _warn(evaluation, measured, confounding, duplicates)
+    asked = [key for key in ("sensitivity", "specificity") if options.get(key) is not None]
+    if asked and not training.head.thresholds:
+        warnings += (
+            f"no threshold was chosen for the {asked[0]} that was asked for: too few rows to "
+            "calibrate by; the head decides as without it",
+        )
     metrics = {
         **training.head.metrics,
         "warnings": list(warnings),
@@ -557,6 +618,17 @@ def study_head(
         timing=steps.timing(options.get("threads")),
         limits=_limits(head),
     )
+
+
+def _judged_by(head: Head, container: Container, split: str) -> str:
+    """Say which rows judge a head, and whether it may have seen them."""
+    facts = head.training
+    given = set(facts.get("data_sets", ())).difference(facts.get("derived_from", ()))
+    if container.uuid not in given:
+        return f"{split} rows of another container; nothing was tuned on them"
+    if split == "test":
+        return "test rows of the container it was trained on; nothing was learned from them"
+    return f"{split} rows of the container it was trained on; it has seen some or all of them"
 
 
 def study_evaluation(
@@ -596,8 +668,10 @@ def study_evaluation(
     report = steps.begin("training")
     evaluation = evaluate_head(head, container, split, seed=seed, threads=threads, progress=report)
     comparison = None
+    rival_notes: tuple[str, ...] = ()
     if other is not None:
         theirs = evaluate_head(other, container, split, seed=seed, threads=threads)
+        rival_notes = tuple(note for note in theirs.notes if note not in evaluation.notes)
         comparison = {
             "name": other.name,
             "auroc_macro": theirs.auroc_macro,
@@ -616,7 +690,7 @@ def study_evaluation(
             progress=report,
         )
 
-    measured, missing = _measure_floors(wanted, evaluation, measure, steps)
+    measured, missing = _measure_floors(wanted, (container,), evaluation, measure, steps)
     if floors:
         missing += [
             f"{_FLOOR_WORDS[each][0]}: not stored; extract with --floors {each}"
@@ -627,7 +701,7 @@ def study_evaluation(
         container, rows=evaluation.rows, threads=threads, progress=steps.begin("duplicates")
     )
     columns = container_columns(container, evaluation.rows)
-    confounding = _confounding(columns, evaluation)
+    confounding = count_values(columns, evaluation.labels, evaluation.groups, evaluation.classes)
     about = container.notes.get("about", {})
     data = {
         "n_rows": evaluation.n_rows,
@@ -646,8 +720,8 @@ def study_evaluation(
         purpose="evaluate",
         head=head,
         evaluation=evaluation,
-        protocol=f"{evaluation.split} rows of another container; nothing was tuned on them",
-        warnings=_warn(evaluation, measured, confounding, duplicates),
+        protocol=_judged_by(head, container, evaluation.split),
+        warnings=_warn(evaluation, measured, confounding, duplicates) + rival_notes,
         floors=measured,
         floors_missing=tuple(missing),
         confounding=confounding,

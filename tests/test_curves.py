@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import naive
 import numpy as np
 import pytest
@@ -125,3 +127,18 @@ def test_reliability_of_labels():
         reliability_curve(found)
     with pytest.raises(ValueError, match="at least 1"):
         reliability_curve(found, "x", bins=0)
+
+
+def test_reliability_is_of_what_calibration_is_judged_by():
+    rng = np.random.default_rng(2)
+    labels = (rng.random(4000) < 0.1).astype(np.int64)
+    z = 2.0 * (rng.normal(size=4000) + 2.0 * labels) - 2.0
+    p = 1.0 / (1.0 + np.exp(-z))
+    both = np.column_stack([1 - p, p])
+    found = evaluate_predictions(both, labels, np.arange(4000), "ab", draws=0, prevalence="equal")
+    for name in ("b", None):
+        curve = reliability_curve(found, name, draws=20)
+        np.testing.assert_allclose(curve.x, curve.y, atol=0.06)
+    given = replace(found, prevalence="training")
+    plain = reliability_curve(given, "b", draws=20)
+    assert np.abs(plain.x - plain.y).max() > 0.2

@@ -9,8 +9,11 @@ from test_training import CLASSES, make_container, make_rows
 from engine.dataset import learning_rows, load_rows
 from engine.errors import SplitError
 from engine.floors import AGE_BANDS, container_columns, metadata_matrix, row_columns
+from engine.judging import evaluate_head
+from engine.protocols import cross_validate_columns
 from engine.rows import Crew, Rows
-from engine.training import cross_validate, cross_validate_columns, evaluate_head, fit_head
+from engine.training import fit_head
+from engine.validation import cross_validate
 from engine.work import Course
 
 

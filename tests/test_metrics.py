@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.metrics import (
+    at_frequencies_of,
     auroc,
     average_precision,
     balanced_accuracy,
@@ -442,3 +443,61 @@ def test_deciding_and_calibrating_do_not_load_numba():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_probabilities_for_equal_classes_are_judged_as_such(multilabel):
+    """Right where every class is equally frequent, they are right of a rare class too."""
+    rng = np.random.default_rng(1)
+    n = 20_000
+    labels = (rng.random(n) < 0.05).astype(np.int64)
+    # Two normal densities with unit variance, two apart: their ratio is exp(2 x - 2).
+    p = naive.sigmoid(2.0 * (rng.normal(size=n) + 2.0 * labels) - 2.0)
+    if multilabel:
+        given, truth, names = p[:, None], labels[:, None].astype(np.int8), "x"
+    else:
+        given, truth, names = np.column_stack([1 - p, p]), labels, "wx"
+    taken, right = (
+        evaluate_predictions(given, truth, np.arange(n), names, draws=50, prevalence=prevalence)
+        for prevalence in ("training", "equal")
+    )
+    if multilabel:  # of the most probable class, errors of both sides share bins and cancel
+        assert taken.calibration["ece"] > 0.05
+    assert taken.calibration["intercept"]["x"] < -2.0
+    assert right.calibration["ece"] < 0.01
+    assert right.calibration["intercept"]["x"] == pytest.approx(0.0, abs=0.1)
+    assert right.calibration["slope"]["x"] == pytest.approx(1.0, abs=0.1)
+    low, high = right.ci95["ece"]
+    assert low <= right.calibration["ece"] <= high < 0.02
+    low, high = right.ci95["calibration_slope:x"]
+    assert low < 1.0 < high
+    # Everything else is of the probabilities as they are.
+    assert right.brier == taken.brier
+    assert right.auroc == taken.auroc
+    assert right.ci95["brier"] == taken.ci95["brier"]
+    assert right.to_json()["prevalence"] == "equal"
+    np.testing.assert_array_equal(right.probabilities, given)
+
+
+def test_frequencies_by_bayes():
+    p = np.array([[0.5, 0.3, 0.2], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.2, 0.2, 0.6]])
+    labels = np.array([0, 0, 0, 1])  # of class 2 there is no row
+    found = at_frequencies_of(labels, p)
+    np.testing.assert_allclose(
+        found, [[1.5 / 1.8, 0.3 / 1.8, 0.0], [0, 1, 0], [0, 0, 1], [0.75, 0.25, 0]]
+    )
+    assert at_frequencies_of(np.array([0, 1, 2]), p) is p
+    labels = np.array([[1, 1], [0, 1], [0, -2], [0, 1]], np.int8)
+    q = np.array([[0.5, 0.5], [0.0, 0.1], [1.0, 0.9], [0.75, 0.2]])
+    np.testing.assert_allclose(
+        at_frequencies_of(labels, q), [[0.25, 0.5], [0.0, 0.1], [1.0, 0.9], [0.5, 0.2]]
+    )
+
+
+def test_intervals_are_of_the_parts_asked_for():
+    rng = np.random.default_rng(0)
+    p, labels = rng.dirichlet(np.ones(3), 60), rng.integers(0, 3, 60)
+    found = evaluate_predictions(
+        p, labels, np.arange(60), "abc", draws=50, parts=frozenset({"rates"})
+    )
+    assert found.ci95.keys() == {"accuracy", "balanced_accuracy", "brier"}

@@ -8,19 +8,15 @@ import numpy as np
 import pytest
 from test_training import CLASSES, PREPROCESSING, make_container, make_rows
 
-from engine import train, training
+from engine import calibrated, train
 from engine.dataset import learning_rows, load_rows
 from engine.errors import MismatchError, SplitError
 from engine.metrics import Evaluation
+from engine.plan import BY_SOURCE
+from engine.protocols import cross_validate_columns, learning_curve
 from engine.rows import Crew, Rows
-from engine.training import (
-    BY_SOURCE,
-    cross_validate,
-    cross_validate_columns,
-    fit_head,
-    learning_curve,
-    train_head,
-)
+from engine.training import fit_head, train_head
+from engine.validation import cross_validate
 from engine.work import Course
 from formats import Container
 
@@ -46,13 +42,13 @@ class Learned:
 
     def __init__(self, monkeypatch):
         self.calls = []
-        choose = training.select_settings
+        choose = calibrated.select_settings
 
         def record(data, train, settings, work, *, valid=None):
             self.calls.append((data, train, valid))
             return choose(data, train, settings, work, valid=valid)
 
-        monkeypatch.setattr(training, "select_settings", record)
+        monkeypatch.setattr(calibrated, "select_settings", record)
 
 
 @pytest.mark.parametrize("marked", [False, True], ids=["unmarked", "marked"])
@@ -311,6 +307,38 @@ def test_rows_without_weight_teach_nothing(tmp_path):
     np.testing.assert_array_equal(ones.weights["weight"], heads[2].weights["weight"])
 
 
+def test_rows_without_weight_do_not_calibrate(tmp_path):
+    """Labels that are wrong, and known to be, move neither temperature nor threshold."""
+    X, labels, groups = make_rows(300, strength=0.7, k=2)
+    wrong = groups % 3 == 0
+    spoiled = np.where(wrong, 1 - labels, labels).astype(np.uint16)
+    weights = np.where(wrong, 0.0, 1.0)
+    found = [
+        fit_head(
+            make_container(tmp_path / f"{i}.hilum", X, each, groups, classes=("a", "b")),
+            l2=0.3, sample_weights=weights,
+        )
+        for i, each in enumerate((labels, spoiled))
+    ]  # fmt: skip
+    assert found[0].calibration.temperature == pytest.approx(
+        found[1].calibration.temperature, rel=0.25
+    )
+    whole = fit_head(
+        make_container(tmp_path / "2.hilum", X, spoiled, groups, classes=("a", "b")), l2=0.3
+    )
+    assert whole.calibration.temperature > 1.5 * found[1].calibration.temperature
+
+
+def test_a_fold_that_no_weight_teaches_a_class_is_refused(tmp_path):
+    X, labels, groups = make_rows(150)
+    weights = np.ones(150)
+    weights[labels == 2] = 0.0
+    weights[np.flatnonzero(labels == 2)[0]] = 1.0
+    container = make_container(tmp_path / "c.hilum", X, labels, groups)
+    with pytest.raises(SplitError, match="too few patients for training: class 'viral' has 1"):
+        cross_validate(container, cv=3, sample_weights=weights)
+
+
 def test_weights_are_of_the_rows_of_all_containers_in_their_order(tmp_path):
     one = make_container(tmp_path / "a.hilum", *make_rows(60, seed=1))
     flags = np.zeros(90, np.uint8)
@@ -347,6 +375,15 @@ def test_a_class_without_weight_cannot_be_learned(tmp_path):
     container = make_container(tmp_path / "c.hilum", X, labels, groups)
     with pytest.raises(SplitError, match="for training: class 'viral' has 0; needed: 2"):
         fit_head(container, sample_weights=np.where(labels == 2, 0.0, 1.0))
+
+
+def test_a_number_of_folds_is_whole(tmp_path):
+    container = make_container(tmp_path / "c.hilum", *make_rows())
+    for cv in (2.5, 1, True):
+        with pytest.raises(SplitError, match=f"--cv {cv}: expected at least 2 folds"):
+            cross_validate(container, cv=cv)
+    head = fit_head(container, cv=np.int64(2), l2=0.3)
+    assert type(head.training["folds"]) is int
 
 
 # --- Calibration and thresholds ------------------------------------------------------------------

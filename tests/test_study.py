@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import engine
+from engine import selection
 from engine.errors import MismatchError
 from engine.study import study_evaluation, study_head
 from formats import open_container, write_container
@@ -96,13 +97,13 @@ def test_a_class_from_one_source_is_said_first(tmp_path):
     assert any("one source" in text for text in alone.limits)
 
 
-def test_a_floor_within_the_interval_of_the_head_is_said(tmp_path):
+def test_a_floor_within_the_interval_of_the_head_or_above_is_said(tmp_path):
     study = study_head(make_container(tmp_path / "c.hilum", border=3.0), cv=3)
-    assert warned(study, "image border only", "within the interval")
+    assert warned(study, "image border only", "above the interval")
     assert study.head.metrics["floors"]["image border only"]["auroc_macro"] > 0.95
     # of one class alone, where the mean hides it
     some = study_head(make_container(tmp_path / "d.hilum", source=only_first), cv=3)
-    assert warned(some, "metadata only", "'a'", "within the interval")
+    assert warned(some, "metadata only", "'a'", "the interval of the head")
     assert not warned(some, "metadata only", "'b'")
 
 
@@ -184,3 +185,160 @@ def test_a_rival_of_other_classes_is_refused(tmp_path):
     rival = study_head(make_container(tmp_path / "d.hilum", classes=("a", "b", "x"))).head
     with pytest.raises(MismatchError, match="expected the same classes"):
         study_evaluation(head, make_container(tmp_path / "o.hilum", seed=7), other=rival)
+
+
+def two_each(labels, rng):
+    """Class a from two sources, b from two others."""
+    return (2 * labels + rng.integers(0, 2, len(labels))).astype(np.uint8)
+
+
+def make_labels(path, labels, *, sources=None, names=SOURCES, d=12, groups=None, **notes):
+    """A multi-label set whose features say nothing."""
+    rng = np.random.default_rng(5)
+    n, k = labels.shape
+    columns = {"label": labels.astype(np.int8)}
+    columns["group"] = (np.arange(n) if groups is None else groups).astype(np.uint32)
+    full = {
+        "classes": [f"label {c}" for c in range(k)],
+        "multilabel": True,
+        "backbone": {"name": "net", "sha256": "a" * 64},
+        "preprocessing": PREPROCESSING,
+        "blocks": [{"tap": "final", "pooling": "mean", "offset": 0, "width": d}],
+        **notes,
+    }
+    if sources is not None:
+        columns["source"] = sources.astype(np.uint8)
+        full["sources"] = list(names)
+    X = rng.normal(size=(n, d)).astype(np.float32)
+    write_container(path, X, full, dtype="f32", columns=columns, group_order="given")
+    return open_container(path)
+
+
+def test_sources_that_tell_the_class_together_are_said(tmp_path, monkeypatch):
+    monkeypatch.setattr("test_study.SOURCES", ("n", "s", "e", "w"))
+    container = make_container(tmp_path / "c.hilum", classes=("a", "b"), source=two_each)
+    for cv in (3, "leave-one-source-out"):
+        study = study_head(container, cv=cv, floors=False)
+        [text] = warned(study, "source")
+        assert "each source has either only images of 'a' or none" in text
+
+
+def test_nearly_all_from_one_source_is_said(tmp_path):
+    def nearly(labels, rng):
+        return np.where(labels == 0, np.arange(len(labels)) == 0, rng.integers(0, 2, len(labels)))
+
+    container = make_container(
+        tmp_path / "c.hilum", source=lambda *given: nearly(*given).astype(np.uint8)
+    )
+    [text] = warned(study_head(container, cv=3), "one source")
+    assert text.startswith("nearly every image (98%) of 'a' comes from one source (north)")
+
+
+def test_sources_left_out_hide_no_confounding(tmp_path):
+    """What cannot be judged without its source is not judged, and is said all the same."""
+    rng = np.random.default_rng(0)
+    sources = rng.integers(0, 2, 200)
+    labels = rng.integers(0, 2, (200, 2))
+    labels[sources == 1, 1] = 1  # all without label 1 come from the north
+    container = make_labels(tmp_path / "c.hilum", labels, sources=sources)
+    study = study_head(container, cv="leave-one-source-out")
+    assert warned(study, "every image without 'label 1' comes from one source (north)")
+    assert not warned(study, "'label 0'", "one source")
+    table = study.confounding["columns"]["source"]
+    assert np.sum(table["rows"], axis=0).tolist() == (labels == 1).sum(axis=0).tolist()
+    assert warned(study, "no AUROC of 'label 1'")
+    assert warned(study, "0 without 'label 1'")
+
+
+def test_a_label_that_one_source_assessed_does_not_tell_the_source(tmp_path):
+    rng = np.random.default_rng(0)
+    sources = rng.integers(0, 2, 200)
+    labels = rng.integers(0, 2, (200, 2))
+    labels[sources == 1, 1] = -2
+    container = make_labels(tmp_path / "c.hilum", labels, sources=sources)
+    assert not warned(study_head(container, cv=3), "one source")
+
+
+def test_guessing_is_said(tmp_path):
+    labels = np.random.default_rng(0).integers(0, 2, (200, 2))
+    study = study_head(make_labels(tmp_path / "c.hilum", labels), cv=3)
+    low, high = study.evaluation.ci95["auroc_macro"]
+    assert low <= 0.5 <= high
+    assert warned(study, "cannot be told from guessing", f"{low:.2f} to {high:.2f}")
+
+
+def test_a_patient_with_most_of_the_images_is_said(tmp_path):
+    labels = np.random.default_rng(0).integers(0, 2, (200, 2))
+    groups = np.maximum(np.arange(200) - 99, 0)
+    study = study_head(make_labels(tmp_path / "c.hilum", labels, groups=groups), cv=3)
+    assert warned(study, "one patient has 100 of the 200 images judged")
+
+
+def test_what_a_floor_cannot_do_names_no_file(tmp_path):
+    """Whatever a container is called: its name may be a person's."""
+    container = make_container(tmp_path / "anna-nowak", n=60)
+    study = study_head(container, cv=3)
+    assert study.floors_missing[0].startswith("metadata only: has no source")
+    assert "nowak" not in json.dumps(study.to_json())
+
+
+@pytest.mark.parametrize("marked", [False, True])
+def test_floors_of_many_rows_are_judged_by_the_rows_of_the_head(tmp_path, monkeypatch, marked):
+    """Narrow floors fit where features do not: a sample must choose for both, or for neither."""
+    columns = {"sex": by_chance}
+    if marked:
+        columns["split"] = lambda labels, rng: rng.choice([1, 2], len(labels)).astype(np.uint8)
+    container = make_container(tmp_path / "c.hilum", n=360, border=0.0, **columns)
+    monkeypatch.setattr(selection, "WHOLE_BYTES", 4 * 12 * 100)
+    monkeypatch.setattr(selection, "SAMPLE_BYTES", 4 * 12 * 99)
+    study = study_head(container)
+    assert [floor.name for floor in study.floors] == ["metadata only", "image border only"]
+    assert study.evaluation.n_rows < 250
+    for floor in study.floors:
+        np.testing.assert_array_equal(floor.evaluation.rows, study.evaluation.rows)
+
+
+def test_the_protocol_of_an_evaluation_says_whose_rows_they_are(tmp_path):
+    mine = make_container(
+        tmp_path / "c.hilum", split=lambda labels, rng: rng.choice([1, 3], len(labels)).astype("u1")
+    )
+    head = study_head(mine).head
+    assert "nothing was learned from them" in study_evaluation(head, mine).protocol
+    assert "it has seen" in study_evaluation(head, mine, "train").protocol
+    other = make_container(tmp_path / "o.hilum", seed=7)
+    assert "of another container" in study_evaluation(head, other).protocol
+
+
+def test_a_class_of_one_source_is_said_where_it_cannot_be_judged(tmp_path):
+    container = make_container(tmp_path / "c.hilum", source=first_from_north)
+    study = study_head(container, cv="leave-one-source-out")
+    assert study.evaluation.auroc["a"] is None
+    assert warned(study, "every image of 'a' comes from one source (north)")
+    assert warned(study, "no AUROC of 'a'")
+
+
+def test_a_rival_that_has_seen_the_rows_is_said(tmp_path):
+    judged = make_container(tmp_path / "o.hilum", seed=7)
+    rival = study_head(judged, name="insider").head
+    head = study_head(make_container(tmp_path / "c.hilum"), name="stranger").head
+    study = study_evaluation(head, judged, other=rival)
+    assert warned(study, "'insider'", "was trained on this container")
+    assert not warned(study, "'stranger'")
+    assert not warned(study_evaluation(head, judged), "was trained on this container")
+
+
+def test_a_threshold_that_could_not_be_chosen_is_said(tmp_path):
+    few = make_container(tmp_path / "f.hilum", n=12)
+    assert warned(study_head(few, sensitivity=0.9), "no threshold", "sensitivity")
+    assert not warned(study_head(few), "no threshold")
+    many = make_container(tmp_path / "m.hilum")
+    assert not warned(study_head(many, specificity=0.9), "no threshold")
+    assert len(study_head(many, specificity=0.9).head.thresholds) == 3
+
+
+def test_many_classes_are_not_all_named(tmp_path):
+    names = tuple(f"c{number:02}" for number in range(20))
+    study = study_head(make_container(tmp_path / "c.hilum", classes=names), cv=2)
+    [text] = warned(study, "few patients")
+    assert "'c11'" in text and "'c12'" not in text and "and 8 more" in text
+    assert any("c11 and 8 more" in limit for limit in study.limits)

@@ -12,14 +12,17 @@ import naive
 import numpy as np
 import pytest
 
-from engine import fitting, optimisation, train, training, work
+from engine import calibrated, fitting, optimisation, train, validation, work
 from engine import rows as row_source
 from engine.errors import MismatchError, SplitError
 from engine.heads import load_head
+from engine.judging import evaluate_head
 from engine.kernels import heads
 from engine.optimisation import minimise
 from engine.rows import Crew, Feed, Rows, Stopped
-from engine.training import cross_validate, evaluate_head, fit_head
+from engine.training import fit_head
+from engine.validation import cross_validate
+from engine.views import views_to_notes
 from engine.work import Work
 from formats import (
     Container,
@@ -110,16 +113,16 @@ class Record:
         self.fits = []
         self.judged = []
         self.calibrated = []
-        self._choose, self._fit = training.select_settings, training.fit_selected
-        self._calibrate, self._logits = training._calibrate, training.Fitted.logits
-        monkeypatch.setattr(training, "select_settings", self.choose)
-        monkeypatch.setattr(training, "fit_selected", self.fit)
-        monkeypatch.setattr(training, "_calibrate", self.calibrate)
+        self._choose, self._fit = calibrated.select_settings, calibrated.fit_selected
+        self._calibrate, self._logits = calibrated.calibrate, fitting.Fitted.logits
+        monkeypatch.setattr(calibrated, "select_settings", self.choose)
+        monkeypatch.setattr(calibrated, "fit_selected", self.fit)
+        monkeypatch.setattr(calibrated, "calibrate", self.calibrate)
 
         def logits(fitted, features, rows, crew):
             return self.logits(fitted, features, rows, crew)
 
-        monkeypatch.setattr(training.Fitted, "logits", logits)
+        monkeypatch.setattr(fitting.Fitted, "logits", logits)
 
     def choose(self, data, train, settings, work, *, valid=None):
         selection = self._choose(data, train, settings, work, valid=valid)
@@ -399,7 +402,7 @@ def test_features_that_do_not_fit_into_memory_give_the_same_bits(
     whole = 4 * X.size
     # Everything held; features held but not a standardised copy for each fit; nothing held.
     for budget, threads in [(8 * whole, 1), (8 * whole, 3), (2 * whole, 2), (0, 1), (0, 3)]:
-        for module in (row_source, training, work):
+        for module in (row_source, validation, work):
             monkeypatch.setattr(module, "MEMORY_BYTES", budget)
         read.clear()
         held.clear()
@@ -421,7 +424,7 @@ def test_features_that_do_not_fit_into_memory_give_the_same_bits(
 
 @pytest.mark.parametrize("when", ["fold ", "head, "])
 def test_ctrl_c_ends_every_thread(container, monkeypatch, when):
-    monkeypatch.setattr(training, "_LOOK_SECONDS", 0.001)
+    monkeypatch.setattr(validation, "_LOOK_SECONDS", 0.001)
 
     def interrupt(done, total, text):
         if text.startswith(when):
@@ -526,6 +529,47 @@ def test_without_patients_every_row_is_one_and_the_head_says_so(tmp_path):
     assert head.metrics["notes"][0] == head.training["notes"][0]
     # what travels with the head must not hold a file's name, which may be a person's
     assert "c.hilum" not in str(head._stored()[1])
+
+
+def test_groups_made_for_views_alone_are_no_patients(tmp_path):
+    X, labels, _ = make_rows(120)
+    images = np.arange(120) // 2
+    views = (np.arange(120) % 2).astype(np.uint8)
+    X, labels = X[2 * images], labels[2 * images]
+    notes = {}
+    for group in ("image", "patient"):
+        container = make_container(
+            tmp_path / f"{group}.hilum", X, labels, images, view=views,
+            notes={
+                "views": views_to_notes(1, mirror=False, patients=group == "patient")
+            },
+        )  # fmt: skip
+        notes[group] = fit_head(container).training["notes"]
+    assert notes["patient"] == []
+    [note] = notes["image"]
+    assert "each image was taken for another patient" in note
+
+
+def test_a_class_of_one_container_is_said_where_no_sources_are_named(tmp_path):
+    containers = []
+    for number in (0, 1):
+        X, labels, groups = make_rows(120, seed=number)
+        kept = labels != 2 * number
+        containers.append(
+            make_container(
+                tmp_path / f"{number}.hilum", X[kept], labels[kept], groups[kept],
+                source=np.full(kept.sum(), number, np.uint8), notes={"sources": ["a", "b"]},
+            )
+        )  # fmt: skip
+        bare = make_container(tmp_path / f"{number}b.hilum", X[kept], labels[kept], groups[kept])
+        containers.append(bare)
+    named = fit_head(containers[::2]).training["notes"]
+    assert not any("containers apart" in note for note in named)
+    found = [n for n in fit_head(containers[1::2]).training["notes"] if "containers apart" in n]
+    assert [n.split(":")[0] for n in found] == [
+        f"every image of {CLASSES[0]!r} comes from container 2 of 2",
+        f"every image of {CLASSES[2]!r} comes from container 1 of 2",
+    ]
 
 
 def test_the_same_container_twice_is_refused(tmp_path, container):
@@ -949,7 +993,7 @@ def test_ages_come_from_the_notes_where_rows_have_none(tmp_path):
 def test_training_needs_no_openvino_and_no_image_library(tmp_path, container):
     code = (
         "import sys\n"
-        "from engine.training import fit_head, evaluate_head\n"
+        "from engine import fit_head, evaluate_head\n"
         "from formats import open_container\n"
         f"c = open_container({str(container.path)!r})\n"
         "evaluate_head(fit_head(c, cv=3), c)\n"

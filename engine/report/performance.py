@@ -98,7 +98,7 @@ def figures(page: Page) -> list[str]:
     parts += [
         table(
             "What a threshold could reach, with 95 % intervals. The thresholds are of these very "
-            "rows; the head’s own are below.",
+            f"rows{'; the head’s own are below' if page.head.thresholds else ''}.",
             [
                 first,
                 *((f"Sensitivity at {at} % specificity", "n") for at in (90, 95)),
@@ -253,7 +253,7 @@ def probabilities(page: Page) -> list[str]:
     charts = []
     small = len(e.classes) > _LARGE_CHARTS_UP_TO
     for c, label in enumerate(e.classes):
-        scores, positive, _ = page.truth(c)
+        _, positive, _ = page.truth(c)
         if not len(positive):
             continue
         curve = reliability_curve(e, label, draws=page.draws)
@@ -262,7 +262,8 @@ def probabilities(page: Page) -> list[str]:
         predicted, observed = curve.x.tolist(), curve.y.tolist()
         intervals = _bin_intervals(curve)
         worst = int(np.abs(curve.x - curve.y).argmax())
-        strip, _ = np.histogram(scores, bins=20, range=(0.0, 1.0))
+        given = (e.meant if not page.multilabel else e.meant[e.labels[:, c] >= 0])[:, c]
+        strip, _ = np.histogram(given, bins=20, range=(0.0, 1.0))
         charts.append(
             chart(
                 f"<b>{name(label)}</b>",
@@ -305,8 +306,13 @@ def probabilities(page: Page) -> list[str]:
         rule = f"{name(head.classes[1])} from {number(head.thresholds[1])} on"
     else:
         rule = "the most probable class is decided; thresholds are given for reading single classes"
+    equal = (
+        "as if every label were present in half of the images"
+        if page.multilabel
+        else "as if every class were equally frequent"
+    )
     prevalence = {
-        "equal": "as if all classes were equally frequent",
+        "equal": equal,
         "training": "as frequent as in the training rows",
     }.get(str(head.training.get("prevalence")), "not recorded")
     parts = [
@@ -314,6 +320,10 @@ def probabilities(page: Page) -> list[str]:
         "in bins of their probability, with 95 % interval. Bars below: how many rows were given "
         "which probability.</p>",
         page.explain("reliability"),
+        f"<p>The head’s probabilities are {equal}. Here and in the calibration figures they are "
+        "turned into those for the frequencies of these rows.</p>"
+        if e.prevalence == "equal"
+        else "",
         f'<div class="{style}">{"".join(charts)}</div>',
         "<h3>Calibration and thresholds of the head</h3>",
         facts(
