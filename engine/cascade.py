@@ -45,6 +45,7 @@ from typing import Any
 
 from engine.errors import ChainError, EngineError
 from engine.heads import Head, load_head
+from formats import open_regular
 
 __all__ = ["Chain", "Condition", "Step", "load_chain"]
 
@@ -317,7 +318,7 @@ def load_chain(path: str | PathLike[str]) -> Chain:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             data = stream.read(_MOST_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
@@ -455,7 +456,13 @@ def _heads(path: Path, raw: Sequence[Mapping[str, Any]], names: Sequence[str]) -
                 f"relative to the folder of this file",
             ) from error
         heads[name] = loaded[file]
-        _check_together(path, names[0], heads[names[0]], name, heads[name])
+        difference = heads[names[0]].difference(heads[name])
+        if difference is not None:
+            raise ChainError(
+                path,
+                f"the heads of steps {names[0]!r} and {name!r} do not share one backbone pass: "
+                f"{difference}; train both on features of one backbone",
+            )
     twice = [head.name for head in loaded.values()]
     for head_name in twice:
         if twice.count(head_name) > 1:
@@ -465,21 +472,6 @@ def _heads(path: Path, raw: Sequence[Mapping[str, Any]], names: Sequence[str]) -
                 "apart; train one of them with another --name",
             )
     return heads
-
-
-def _check_together(path: Path, first: str, head: Head, second: str, other: Head) -> None:
-    """Refuse heads that cannot share one pass of a backbone."""
-    for what, mine, theirs in (
-        ("backbone", head.backbone, other.backbone),
-        ("backbone digest", head.backbone_digest, other.backbone_digest),
-        ("preprocessing digest", head.preprocessing_digest, other.preprocessing_digest),
-    ):
-        if mine != theirs:
-            raise ChainError(
-                path,
-                f"the heads of steps {first!r} and {second!r} do not share one backbone pass: "
-                f"{what} {mine[:20]} and {theirs[:20]}; train both on features of one backbone",
-            )
 
 
 def _condition(path: Path, where: str, value: object, head: Head) -> Condition:

@@ -11,12 +11,13 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from engine.errors import BackboneError, ChainError, EngineError, ManifestError
 from formats.console import parse_seed as seed
+from formats.console import printable
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -37,6 +38,7 @@ __all__ = [
     "report",
     "run",
     "seed",
+    "step_bar",
     "write_study",
 ]
 
@@ -116,7 +118,11 @@ def report(message: str) -> None:
     message : str
         What happened; standard output stays free for results.
     """
-    print(message, file=sys.stderr, flush=True)
+    # Names come from others' files: none of them may steer the terminal.
+    shown = "".join(
+        sign if sign.isprintable() or sign == "\n" else ascii(sign)[1:-1] for sign in message
+    )
+    print(shown, file=sys.stderr, flush=True)
 
 
 def count_up_to(most: int) -> Callable[[str], int]:
@@ -191,6 +197,8 @@ def check_files(
             options.error(f"{path!r} names no file to write; name one")
         if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir may raise
             options.error(f"{path}: is a folder; name a file in it")
+        if os.path.exists(path) and not os.path.isfile(path):  # noqa: PTH110, PTH113
+            options.error(f"{path}: is a device or pipe, not a regular file; name another output")
         if not os.path.isdir(os.path.dirname(path) or "."):  # noqa: PTH112, PTH120
             options.error(f"{path}: its folder does not exist; make it first")
         file = identity(path)
@@ -219,25 +227,72 @@ def _may_be_replaced(path: str, starts: Sequence[bytes]) -> bool:
     return start[:1] in starts
 
 
-def write_study(study: Study, figures: str | None, page: str | None) -> None:
-    """Write the files that ``--json`` and ``--report`` name, each whole or not at all.
+@contextlib.contextmanager
+def step_bar(title: str, *, quiet: bool) -> Iterator[Callable[[int, int, str], None]]:
+    """Show on standard error how far work of several steps has come, where somebody looks at it.
+
+    Parameters
+    ----------
+    title : str
+        Stands before the bar until the first step says what it is.
+    quiet : bool
+        No bar at all.
+
+    Yields
+    ------
+    callable
+        Takes what is done, what there is in all, and what is being done; stops if that was asked
+        for. Less done than before begins anew.
+    """
+    from tqdm import tqdm
+
+    with tqdm(
+        desc=title,
+        disable=quiet or None,  # None: no bar in a pipe or a log
+        miniters=0,  # the text changes even where the count does not
+        leave=False,
+        file=sys.stderr,
+        bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}",
+    ) as bar:
+
+        def progress(done: int, total: int, text: str) -> None:
+            check_stop()
+            if done < bar.n:
+                bar.reset()
+            bar.total = total
+            bar.set_description_str(text, refresh=False)
+            bar.update(done - bar.n)
+
+        yield progress
+
+
+def write_study(
+    study: Study, figures: str | None, page: str | None, *, head: str | None = None
+) -> None:
+    """Write the head, and the files that ``--json`` and ``--report`` name, each whole or not.
 
     Parameters
     ----------
     study : Study
         What was measured.
-    figures, page : str or None
+    figures, page, head : str or None
         Where to; None writes none.
     """
     import formats
 
+    # All is made before anything is written: what fails here leaves no file.
+    made: list[tuple[str, bytes]] = []
     if figures is not None:
         text = json.dumps(study.to_json(), indent=1, allow_nan=False) + "\n"
-        formats.atomic_write(figures, text.encode())
+        made.append((figures, text.encode()))
     if page is not None:
         from engine.report import render_report
 
-        formats.atomic_write(page, render_report(study).encode())
+        made.append((page, render_report(study).encode()))
+    if head is not None:
+        study.head.save(head)
+    for path, content in made:
+        formats.atomic_write(path, content)
 
 
 def evaluation_table(figures: Mapping[str, Any]) -> str:
@@ -253,46 +308,43 @@ def evaluation_table(figures: Mapping[str, Any]) -> str:
     str
         Several lines, each figure with its patient-level 95 % interval where it has one.
     """
-
-    def line(name: str, value: float | None, key: str) -> str:
-        if value is None:
-            return f"  {name:28}   -"
-        low, high = figures["ci95"].get(key, (None, None))
-        interval = "" if low is None else f"  [{low:.3f}, {high:.3f}]"
-        return f"  {name:28}{value:6.3f}{interval}"
-
-    def floor_line(name: str, floor: Mapping[str, Any]) -> str:
-        low, high = floor["ci95"].get("auroc_macro", (None, None))
-        value = floor["auroc_macro"]
-        if value is None:
-            return f"  {name:28}   -"
-        interval = "" if low is None else f"  [{low:.3f}, {high:.3f}]"
-        return f"  {name:28}{value:6.3f}{interval}"
-
+    intervals = figures["ci95"]
     rows = f"{figures['n_rows']} rows of {figures['n_groups']} patients"
     lines = [f"{rows} (95 % intervals over patients)"]
-    lines.append(line("accuracy", figures["accuracy"], "accuracy"))
-    lines.append(line("AUROC, mean of classes", figures["auroc_macro"], "auroc_macro"))
+    lines.append(_line("accuracy", figures["accuracy"], intervals.get("accuracy")))
+    macro = intervals.get("auroc_macro")
+    lines.append(_line("AUROC, mean of classes", figures["auroc_macro"], macro))
     lines += [
-        line(f"AUROC {name}"[:28], value, f"auroc:{name}")
+        _line(f"AUROC {name}", value, intervals.get(f"auroc:{name}"))
         for name, value in figures["auroc"].items()
     ]
     if figures.get("floors"):
         lines.append("floors: AUROC, mean of classes, by the same protocol on")
-        lines += [floor_line(name, floor) for name, floor in figures["floors"].items()]
-    if figures.get("comparison"):
-        lines += _comparison_lines(figures["comparison"])
+        lines += [
+            _line(name, floor["auroc_macro"], floor["ci95"].get("auroc_macro"))
+            for name, floor in figures["floors"].items()
+        ]
+    comparison = figures.get("comparison")
+    if comparison:
+        lines.append(f"less {printable(comparison['name'])} on the same rows (paired):")
+        lines += [
+            _line(key.replace("_", " "), less["value"], less["ci95"], sign="+")
+            for key, less in comparison["difference"].items()
+            if less["value"] is not None
+        ]
     return "\n".join(lines)
 
 
-def _comparison_lines(comparison: Mapping[str, Any]) -> list[str]:
-    lines = [f"less {comparison['name']} on the same rows (paired):"]
-    for key, difference in comparison["difference"].items():
-        value, interval = difference["value"], difference["ci95"]
-        if value is not None:
-            around = "" if interval is None else f"  [{interval[0]:+.3f}, {interval[1]:+.3f}]"
-            lines.append(f"  {key.replace('_', ' '):28}{value:+6.3f}{around}")
-    return lines
+def _line(
+    name: str, value: float | None, interval: Sequence[float] | None, *, sign: str = ""
+) -> str:
+    shown = f"  {printable(name)[:28]:28}"
+    if value is None:
+        return f"{shown}   -"
+    around = ""
+    if interval is not None:
+        around = f"  [{interval[0]:{sign}.3f}, {interval[1]:{sign}.3f}]"
+    return f"{shown}{value:{sign}6.3f}{around}"
 
 
 def exit_code_of(error: EngineError | OSError) -> int:

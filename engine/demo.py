@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from engine.cli import (
     EXIT_DONE,
     EXIT_SOME_FAILED,
+    check_stop,
     command_line,
     evaluation_table,
     report,
@@ -165,6 +166,7 @@ def run_demo(
         with out.step(f"Train a head, {FOLDS}-fold cross-validation by patient") as bar:
 
             def progress(done: int, total: int, _text: str) -> None:
+                check_stop()
                 bar.total = total
                 bar.update(done - bar.n)
 
@@ -173,8 +175,7 @@ def run_demo(
             )
             head = study.head
             head_path = folder / "pneumonia.safetensors"
-            head.save(head_path)
-            write_study(study, None, str(folder / "report.html"))
+            write_study(study, None, str(folder / "report.html"), head=str(head_path))
     out.lines(evaluation_table(head.metrics))
     out.text(
         "Every patient was judged by a head that had never seen them. The first run on a machine "
@@ -307,6 +308,7 @@ def _extract(out: _Printer, pairs: Sequence[_Pair], path: Path) -> None:
     with out.step("Extract their features with the network", len(samples)) as bar:
 
         def progress(done: int, _total: int) -> None:
+            check_stop()
             bar.update(done - bar.n)
 
         with engine.extract_features(

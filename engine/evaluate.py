@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from engine.cli import (
     EXIT_DONE,
     check_files,
-    check_stop,
     command_line,
     evaluation_table,
     report,
     run,
+    step_bar,
     write_study,
 )
 
@@ -80,30 +80,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
     import engine
 
     head = engine.load_head(arguments.head)
     other = None if arguments.compare is None else engine.load_head(arguments.compare)
     with (
         engine.open_container(arguments.data, mode="read") as container,
-        tqdm(
-            desc="judging",
-            disable=arguments.quiet or None,
-            miniters=0,
-            leave=False,
-            file=sys.stderr,
-            bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}",
-        ) as bar,
+        step_bar("judging", quiet=arguments.quiet) as progress,
     ):
-
-        def progress(done: int, total: int, text: str) -> None:
-            check_stop()
-            bar.total = total
-            bar.set_description_str(text, refresh=False)
-            bar.update(done - bar.n)
-
         study = engine.study_evaluation(
             head,
             container,

@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Run a pretrained network over X-rays once and keep its pooled output in a container: a small file
-with features, labels, splits and patient groups, without pixels, names or file names. Heads are
-trained from it in seconds, on any PC, without the images (see python -m engine.train)."""
+with features, labels, splits and patient groups, without names or file names, and without pixels
+unless --floors asks for them. Heads are trained from it in seconds, on any PC, without the images
+(see python -m engine.train)."""
 
 EPILOG = """\
 examples:

@@ -288,6 +288,28 @@ class Head:
             picked[:, block.offset : block.offset + block.width] = columns
         return picked
 
+    def difference(self, other: Head) -> str | None:
+        """Say what keeps two heads from sharing one pass of a backbone.
+
+        Parameters
+        ----------
+        other : Head
+            To predict with in the same pass.
+
+        Returns
+        -------
+        str or None
+            Such as ``"backbone efficientnet-lite0 and efficientnet-lite2"``; None if they can.
+        """
+        for what, mine, theirs in (
+            ("backbone", self.backbone, other.backbone),
+            ("backbone digest", self.backbone_digest, other.backbone_digest),
+            ("preprocessing digest", self.preprocessing_digest, other.preprocessing_digest),
+        ):
+            if mine != theirs:
+                return f"{what} {mine[:20]} and {theirs[:20]}"
+        return None
+
     def _stored(self) -> tuple[dict[str, NDArray[np.float32]], dict[str, Any]]:
         """Return tensors and metadata of the file."""
         tensors = {**self.weights, "mean": self.mean, "scale": self.scale}

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from engine.errors import ManifestError
 from engine.images import find_images
+from formats import open_regular
 
 __all__ = ["Sample", "collect_samples", "read_manifest"]
 
@@ -212,7 +213,8 @@ def read_manifest(manifest: str | Path, folders: Sequence[Path] = ()) -> list[Sa
     """
     path = Path(manifest)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with io.TextIOWrapper(open_regular(path), encoding="utf-8-sig") as stream:
+            text = stream.read()
     except UnicodeDecodeError as error:
         raise ManifestError(
             path, f"byte {error.start} is not UTF-8; save the table as CSV in UTF-8"
@@ -392,6 +394,7 @@ def _checked_labels(path: Path, samples: list[Sample], given: bool) -> list[Samp
         raise ManifestError(
             path,
             f"line {empty[0].line}: no label ({len(empty)} such lines); give each image one label, "
-            f"or remove the lines",
+            f"or remove the lines (only in a multi-label set, where some image has labels joined "
+            f"with {LABEL_SEPARATOR!r}, does an empty one mean no finding)",
         )
     return samples

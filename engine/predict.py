@@ -19,6 +19,7 @@ from engine.cli import (
     EXIT_SOME_FAILED,
     MOST_THREADS,
     check_files,
+    check_stop,
     command_line,
     count_up_to,
     report,
@@ -126,9 +127,9 @@ def parser() -> argparse.ArgumentParser:
         "--views",
         type=count_up_to(MOST_VIEWS),
         metavar="N",
-        help="average the logits of the image with those of N augmented views of it (mirrored, "
-        "turned, shifted, ...): N + 1 times the work, a little better for heads trained with "
-        "views, worse for others (default: none)",
+        help="average the logits of the image with those of N augmented views of it (turned, "
+        "shifted, scaled, contrast changed): N + 1 times the work, a little better for heads "
+        "trained with views, worse for others (default: none)",
     )
     add(
         "--heatmap",
@@ -224,6 +225,7 @@ def _predict(options: argparse.ArgumentParser, arguments: argparse.Namespace) ->
             stream = sys.stdout if results is None else stack.enter_context(results.open_table())
             table = _Table(stream, predictor.heads, chain)
         for prediction in predictor.predict_many(paths):
+            check_stop()
             n_not_ok += prediction.status != "ok"
             if results is not None:
                 prediction = results.name_heatmap(prediction)  # noqa: PLW2901
@@ -357,48 +359,52 @@ class _Table:
     """Answers as CSV: the columns follow from the heads, and each row is out when it is known."""
 
     def __init__(self, stream: TextIO, heads: Sequence[Head], chain: Chain | None) -> None:
-        columns = ["input", "status", "reason"]
+        # By what they are and not by their headings: a class may be called "label".
+        columns: dict[tuple[str, ...], str] = {(key,): key for key in ("input", "status", "reason")}
         if chain is not None:
-            columns += [f"chain {key}" for key in ("step", "label", "probability", "complete")]
-            columns += [f"step {step.name}" for step in chain.steps]
+            said = ("step", "label", "probability", "complete")
+            columns |= {("chain", key): f"chain {key}" for key in said}
+            columns |= {("step", step.name): f"step {step.name}" for step in chain.steps}
         for head in heads:
-            columns.append(f"{head.name}:label")
-            columns += [f"{head.name}:{class_name}" for class_name in head.classes]
+            columns["label", head.name] = f"{head.name}:label"
+            columns |= {("class", head.name, name): f"{head.name}:{name}" for name in head.classes}
             if head.ood is not None:
-                columns += [f"{head.name} refused", f"{head.name} ood"]
-        columns += ["backbone", "milliseconds"]
+                columns["refused", head.name] = f"{head.name} refused"
+                columns["ood", head.name] = f"{head.name} ood"
+        columns |= {(key,): key for key in ("backbone", "milliseconds")}
+        self._keys = tuple(columns)
         self._stream = stream
-        self._writer = csv.DictWriter(stream, columns, restval="", lineterminator="\n")
-        self._writer.writeheader()
+        self._writer = csv.writer(stream, lineterminator="\n")
+        self._writer.writerow(columns.values())
         self._stream.flush()
 
     def add(self, prediction: Prediction) -> None:
-        row: dict[str, Any] = {
-            "input": prediction.input,
-            "status": prediction.status,
-            "reason": prediction.reason or "",
-            "backbone": prediction.backbone,
-            "milliseconds": round(prediction.milliseconds, 1),
+        row: dict[tuple[str, ...], Any] = {
+            ("input",): prediction.input,
+            ("status",): prediction.status,
+            ("reason",): prediction.reason or "",
+            ("backbone",): prediction.backbone,
+            ("milliseconds",): round(prediction.milliseconds, 1),
         }
         for name, answer in prediction.heads.items():
             if "ood" in answer:
-                row[f"{name} refused"] = answer.get("refused", "").partition(":")[0]
-                row[f"{name} ood"] = answer["ood"]["score"]
+                row["refused", name] = answer.get("refused", "").partition(":")[0]
+                row["ood", name] = answer["ood"]["score"]
             if "label" not in answer:
                 continue
-            row[f"{name}:label"] = _joined(answer["label"])
+            row["label", name] = _joined(answer["label"])
             for class_name, probability in answer["probabilities"].items():
-                row[f"{name}:{class_name}"] = probability
+                row["class", name, class_name] = probability
         if prediction.chain is not None:
-            row |= {f"step {step['name']}": step["outcome"] for step in prediction.chain["steps"]}
+            row |= {("step", step["name"]): step["outcome"] for step in prediction.chain["steps"]}
             answer = prediction.chain["answer"]
             if answer is not None:
                 p = answer["probability"]
-                row["chain step"] = answer["step"]
-                row["chain label"] = _joined(answer["label"])
-                row["chain probability"] = _joined(p.values()) if isinstance(p, dict) else p
-                row["chain complete"] = "yes" if answer["complete"] else "no"
-        self._writer.writerow(row)
+                row["chain", "step"] = answer["step"]
+                row["chain", "label"] = _joined(answer["label"])
+                row["chain", "probability"] = _joined(p.values()) if isinstance(p, dict) else p
+                row["chain", "complete"] = "yes" if answer["complete"] else "no"
+        self._writer.writerow([row.get(key, "") for key in self._keys])
         self._stream.flush()
 
 

@@ -413,13 +413,9 @@ def _check_together(heads: Sequence[Head]) -> None:
                 "train one of them with another --name"
             )
         names.add(head.name)
-        for what, mine, theirs in (
-            ("backbone", first.backbone, head.backbone),
-            ("backbone digest", first.backbone_digest, head.backbone_digest),
-            ("preprocessing digest", first.preprocessing_digest, head.preprocessing_digest),
-        ):
-            if mine != theirs:
-                raise MismatchError(
-                    f"heads {first.name!r} and {head.name!r} do not share one backbone pass: "
-                    f"{what} {mine[:20]} and {theirs[:20]}; predict with them one at a time"
-                )
+        difference = first.difference(head)
+        if difference is not None:
+            raise MismatchError(
+                f"heads {first.name!r} and {head.name!r} do not share one backbone pass: "
+                f"{difference}; predict with them one at a time"
+            )

@@ -13,17 +13,18 @@ from engine.cli import (
     EXIT_DONE,
     EXIT_SOME_FAILED,
     check_files,
-    check_stop,
     command_line,
     count_up_to,
     evaluation_table,
     report,
     run,
     seed,
+    step_bar,
     write_study,
 )
 
 BY_SOURCE = "leave-one-source-out"
+LONGEST_NAME = 100
 
 DESCRIPTION = """\
 Train a head from containers, in seconds and without the images. The penalty is chosen by inner
@@ -137,7 +138,7 @@ def parser() -> argparse.ArgumentParser:
         default=0.01,
         metavar="X",
         help="share of unseen images of the same sources that the head may refuse as unlike its "
-        "own (default: %(default)s)",
+        "own, up to 0.5 (default: %(default)s)",
     )
     add(
         "--no-floors",
@@ -146,6 +147,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add(
         "--name",
+        type=_name,
         metavar="NAME",
         help="the head's name in predictions (default: the output's name)",
     )
@@ -168,8 +170,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _printable(name: str) -> str:
-    """Turn a file name of any bytes into text."""
-    return os.fsencode(name).decode("utf-8", "replace")
+    """Turn a file name of any bytes into a name that could be given."""
+    text = os.fsencode(name).decode("utf-8", "replace")
+    return "".join(sign if sign.isprintable() else "\ufffd" for sign in text)[:LONGEST_NAME]
 
 
 def _folds(text: str) -> int | str:
@@ -207,9 +210,20 @@ def _share(text: str) -> float:
 
 def _refusal_rate(text: str) -> float:
     value = _number(text)
-    if not 0 <= value <= 0.5:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 0.5, such as 0.01")
+    if not 0 < value <= 0.5:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a number above 0 and up to 0.5, such as 0.01"
+        )
     return value
+
+
+def _name(text: str) -> str:
+    # it is written into every result, and printed on terminals
+    if not text.strip() or not text.isprintable() or len(text) > LONGEST_NAME:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not one line of 1 to {LONGEST_NAME} printable characters"
+        )
+    return text
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -227,14 +241,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     options = parser()
     arguments = options.parse_args(argv)
+    if arguments.repeats > 1 and arguments.cv is None:
+        options.error("--repeats repeats a cross-validation: say which with --cv, such as --cv 5")
     inputs = (*arguments.data, *arguments.require_signed_by)
     check_files(options, inputs, (arguments.output,), arguments.json, page=arguments.report)
     return run(lambda: _train(arguments))
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
     import engine
     import formats
 
@@ -244,34 +258,18 @@ def _train(arguments: argparse.Namespace) -> int:
         containers = [
             stack.enter_context(engine.open_container(path, mode="read")) for path in arguments.data
         ]
-        bar = stack.enter_context(
-            tqdm(
-                desc="opening",
-                disable=arguments.quiet or None,
-                # The text changes even where the count does not.
-                miniters=0,
-                leave=False,
-                file=sys.stderr,
-                bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}",
-            )
-        )
-
-        def progress(done: int, total: int, text: str = "checking signatures") -> None:
-            check_stop()
-            bar.total = total
-            bar.set_description_str(text, refresh=False)
-            bar.update(done - bar.n)
-
+        progress = stack.enter_context(step_bar("opening", quiet=arguments.quiet))
         if arguments.require_signed_by:
             try:
                 formats.require_signatures(
-                    containers, arguments.require_signed_by, progress=progress
+                    containers,
+                    arguments.require_signed_by,
+                    progress=lambda done, total: progress(done, total, "checking signatures"),
                 )
             except formats.SignatureError as error:
                 # Refused, whatever the reason: a signature that is missing is no wrong path.
                 report(f"error: {error}")
                 return EXIT_SOME_FAILED
-            bar.reset()
 
         study = engine.study_head(
             containers,
@@ -292,8 +290,7 @@ def _train(arguments: argparse.Namespace) -> int:
             progress=progress,
         )
     head = study.head
-    head.save(arguments.output)
-    write_study(study, arguments.json, arguments.report)
+    write_study(study, arguments.json, arguments.report, head=arguments.output)
     if not arguments.quiet:
         print(evaluation_table(study.to_json()))
         print(f"measured by: {study.protocol}")

@@ -17,7 +17,8 @@ _DESCRIPTION = """\
 Look into containers (.hilum files), check them, and make others of them.
 
 A container holds the features that a backbone made of many X-rays, with labels, train/valid/test
-marks, patient groups and notes on how it was made. It holds no pixels.
+marks, patient groups and notes on how it was made. It holds no pixels, unless
+engine.extract --floors put them there.
 """
 _EPILOG = """\
 examples:

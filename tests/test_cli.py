@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -152,6 +153,20 @@ def test_csv_table(head: Path, study: Path, tmp_path: Path, capsys: Any) -> None
     assert files_in(tmp_path) == ["00.png.json", "labels.csv.json", "predictions.csv"]
     text = (tmp_path / "predictions.csv").read_text()
     assert next(csv.DictReader(io.StringIO(text)))["status"] == "ok"
+
+
+def test_a_class_called_label_has_a_column_of_its_own(
+    head: Path, study: Path, tmp_path: Path, capsys: Any
+) -> None:
+    named = dataclasses.replace(engine.load_head(head), classes=("label", "b", "c"))
+    named.save(tmp_path / "named.safetensors")
+    arguments = [str(study / "00.png"), "--head", str(tmp_path / "named.safetensors"), "--quiet"]
+    assert predict.main(arguments) == 0
+    (answer,) = json.loads(capsys.readouterr().out)["heads"].values()
+    assert predict.main([*arguments, "--csv"]) == 0
+    header, row = csv.reader(io.StringIO(capsys.readouterr().out))
+    at = header.index("study:label")
+    assert row[at : at + 4] == [answer["label"], *map(str, answer["probabilities"].values())]
 
 
 def test_equal_names_keep_their_own_results(
@@ -525,6 +540,11 @@ def test_words_that_name_nothing(container: Path, study: Path, tmp_path: Path, c
         (train.main, [str(container / "x"), "-o", str(tmp_path / "h")]),
         (train.main, [str(container), "-o", str(tmp_path / "h"), "--seed", "x"]),
         (train.main, [str(container), "-o", str(tmp_path / "h"), "--hidden", "0"]),
+        (train.main, [str(container), "-o", str(tmp_path / "h"), "--repeats", "2"]),
+        (train.main, [str(container), "-o", str(tmp_path / "h"), "--refusal-rate", "0"]),
+        (train.main, [str(container), "-o", str(tmp_path / "h"), "--name", "a\nb"]),
+        (train.main, [str(container), "-o", str(tmp_path / "h"), "--name", "\u202ea"]),
+        (train.main, [str(container), "-o", str(tmp_path / "h"), "--name", " "]),
         (evaluate.main, ["\0", str(container)]),
         (predict.main, [image, "--output-dir", str(tmp_path / "file")]),
     ):
@@ -854,6 +874,9 @@ def test_nothing_waits_for_a_pipe(container: Path, study: Path, tmp_path: Path) 
         ["engine.evaluate", str(pipe), str(container)],
         ["engine.extract", str(study), "-o", str(tmp_path / "o"), "--sample-keys", str(pipe)],
         ["engine.extract", str(study), "-o", str(tmp_path / "o"), "--about", str(pipe)],
+        ["engine.extract", "--manifest", str(pipe), "-o", str(tmp_path / "o")],
+        ["engine.predict", str(study), "--chain", str(pipe)],
+        ["engine.train", str(container), "-o", str(pipe)],
     ):
         result = subprocess.run(
             [sys.executable, "-m", *command],
@@ -864,6 +887,41 @@ def test_nothing_waits_for_a_pipe(container: Path, study: Path, tmp_path: Path) 
         )
         assert result.returncode in (1, 2), command
         assert "regular file" in result.stderr, (command, result.stderr)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_a_swallowed_stop_ends_a_prediction(
+    head: Path, study: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def swallow(_predictor: Any, paths: Any) -> Iterator[None]:
+        for _ in paths:
+            with contextlib.suppress(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+                for _ in range(1000):  # the handler runs between two of these
+                    pass
+            yield None
+
+    monkeypatch.setattr("engine.prediction.Predictor.predict_many", swallow)
+    assert predict.main([str(study / "00.png"), "--head", str(head), "--quiet"]) == 130
+    assert capsys.readouterr().out == ""
+
+
+def test_what_fails_while_a_page_is_made_leaves_no_file(
+    container: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_study: Any) -> str:
+        raise engine.MismatchError("the page")
+
+    monkeypatch.setattr("engine.report.render_report", broken)
+    out = [str(tmp_path / name) for name in ("h.safetensors", "h.json", "h.html")]
+    arguments = [str(container), "-o", out[0], "--json", out[1], "--report", out[2], "--quiet"]
+    assert train.main(arguments) == 1
+    assert files_in(tmp_path) == []
+
+
+def test_no_name_steers_the_terminal(capsys: Any) -> None:
+    cli.report("warning: \x1b[2J\u202e\rgrün\nשלום")
+    assert capsys.readouterr().err == "warning: \\x1b[2J\\u202e\\rgrün\nשלום\n"
 
 
 def test_a_stop_that_a_library_swallows_is_not_forgotten() -> None:

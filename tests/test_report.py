@@ -541,6 +541,22 @@ def test_signs_no_page_may_hold_are_replaced():
     assert "a\ufffdb\ufffdc\ufffd" in check(html).text
 
 
+def test_no_name_turns_the_direction_of_a_sentence():
+    html = render_report(make_study(limits=("knows \u202eevil and \u2067other",)))
+    assert not set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069") & set(html)
+    assert "knows \ufffdevil and \ufffdother" in check(html).text
+    # Letters that run to the left need no such sign.
+    assert "שלום" in check(render_report(make_study(limits=("שלום",)))).text
+
+
+def test_thresholds_are_announced_where_there_are_some():
+    for thresholds in ((), (0.2, 0.5, 0.4)):
+        head = make_head(("a", "b", "c"), thresholds=thresholds)
+        page = check(render_report(make_study(("a", "b", "c"), head=head)))
+        assert ("own are below" in page.text) is bool(thresholds)
+        assert ("Thresholds stored in the head" in page.text) is bool(thresholds)
+
+
 def test_no_row_of_the_data_is_in_the_page():
     """The curves are on grids: no probability of a row can be read off, and no row is listed."""
     study = make_study(n=60)
@@ -572,6 +588,11 @@ def test_missing_sections_say_what_to_do():
     assert 'id="comparison"' in full
     start = full.index('<section id="subgroups">')
     assert "Not here:" not in full[start : full.index("</section>", start)]
+    # One subgroup of the full study is too small for figures; without it nothing needs saying.
+    assert "No figures are given of fewer than 10 images" in check(full).text
+    study = full_study()
+    sound = replace(study, subgroups=study.subgroups[:2])
+    assert "No figures are given" not in render_report(sound)
 
 
 def test_a_class_that_cannot_be_judged_is_said_so():

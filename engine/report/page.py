@@ -30,7 +30,7 @@ _SECTIONS: tuple[tuple[str, str, Callable[[Page], list[str]]], ...] = (
     ("curves", "ROC and precision-recall curves", performance.curves),
     ("probabilities", "Do its probabilities mean what they say?", performance.probabilities),
     ("decisions", "What it confuses", performance.decisions),
-    ("floors", "What is reached without the lungs", surroundings.floors),
+    ("floors", "What is reached without the network", surroundings.floors),
     ("confounding", "What goes along with the answer", surroundings.confounding),
     ("subgroups", "Subgroups", surroundings.subgroups),
     ("learning", "Would more patients help?", surroundings.learning),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from engine.comparison import MIN_SUBGROUP_ROWS
 from engine.report.markup import chart, facts, open_point, table
 from engine.report.plots import Series, learning_chart
 from engine.report.view import Page, heat, ladder, plain
@@ -28,7 +29,7 @@ _FEW = 5
 
 
 def floors(page: Page) -> list[str]:
-    """Return what is reached without looking into the lungs."""
+    """Return what the same training reaches on data that show little of the lungs."""
     study, e = page.study, page.evaluation
     parts = [page.explain("floor")]
     if study.floors:
@@ -223,8 +224,18 @@ def subgroups(page: Page) -> list[str]:
             keys=page.keys,
         ),
         '<p class="note">Wide intervals mean few patients, not equal treatment. One subgroup in '
-        "twenty lies outside by chance.</p>",
+        f"twenty lies outside by chance.{_undefined(page)}</p>",
     ]  # fmt: skip
+
+
+def _undefined(page: Page) -> str:
+    """Say why a subgroup has no figures, where one has none."""
+    if all(known(each.get("auroc_macro")) is not None for each in page.study.subgroups):
+        return ""
+    return (
+        f" No figures are given of fewer than {MIN_SUBGROUP_ROWS} images, and no AUROC where all "
+        f"or none of them are of a {page.noun}."
+    )
 
 
 def learning(page: Page) -> list[str]:

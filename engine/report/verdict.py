@@ -97,7 +97,7 @@ def verdict(page: Page) -> list[str]:
             f"{text(floor.name)} {number(floor.evaluation.auroc_macro)}" for floor in study.floors
         )
         said.append(
-            f"<p>What the same training reaches without looking into the lungs (AUROC): {beside}. "
+            f"<p>What the same training reaches without the network (AUROC): {beside}. "
             '<a href="#floors">More on these floors</a>.</p>'
         )
     notes = [note for note in e.notes if note not in study.warnings]
@@ -136,35 +136,10 @@ def limits(page: Page) -> list[str]:
         "<strong>Research use only.</strong> Not a medical device; no decision about a patient may "
         "rest on it."
     ]
-    given = [each for each in page.study.limits if not each.startswith("Research use only")]
-    items += [text(limit) for limit in given]
-    if not given:
-        items += _own_limits(page)
-    return [f"<ul>{''.join(f'<li>{item}</li>' for item in items)}</ul>"]
-
-
-def _own_limits(page: Page) -> list[str]:
-    """Say the least that is known of a head's limits, where the study says nothing."""
-    head = page.head
-    ages = pair(head.training.get("age_range_years"))
-    items = [
-        f"It has seen patients aged {years(ages)}. Nothing here says how it does with others."
-        if ages
-        else "The ages of the patients it learned from are not known, so nothing here says whom it "
-        "suits."
+    items += [
+        text(limit) for limit in page.study.limits if not limit.startswith("Research use only")
     ]
-    if not page.multilabel:
-        items.append("It always names one of its classes, also where none of them applies.")
-    if head.training.get("prevalence") == "equal":
-        items.append(
-            "Its probabilities are as if every label were present in half of the images."
-            if page.multilabel
-            else "Its probabilities are as if every class were equally frequent. Where a class is "
-            "rare they are larger than the share of images they come true of."
-        )
-    if head.ood is None:
-        items.append("It has no memory of what its training images looked like: it refuses none.")
-    return items
+    return [f"<ul>{''.join(f'<li>{item}</li>' for item in items)}</ul>"]
 
 
 def _source_names(sources: Any) -> list[tuple[str, int | None]]:

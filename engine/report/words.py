@@ -34,6 +34,10 @@ _LONG_WORD = 16
 #: What stands for a figure that does not exist.
 NONE = '<span class="none">not defined</span>'
 
+# Embeddings, overrides and isolates of writing direction (UAX 9, 2.1 to 2.5): one in a name would
+# turn round the sentence that it stands in. Right-to-left letters need none of them.
+_TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
 # One sentence each, given where a figure is first used.
 _GLOSSARY = {
     "auroc": (
@@ -108,8 +112,8 @@ _GLOSSARY = {
     ),
     "floor": (
         "Floor",
-        "what the same training reaches with data that cannot show disease; a head close to its "
-        "floor may have learned where images come from.",
+        "what the same training reaches on data that show little of the lungs or nothing; a head "
+        "close to its floor may have learned where images come from.",
     ),
     "l2": ("L2", "how strongly large weights are held back; more means a simpler head."),
     "loss": ("Loss", "mean negative log-likelihood of the truth: lower is better."),
@@ -143,7 +147,8 @@ class Glossary:
 def text(value: object) -> str:
     """Return a text from outside as it may stand in HTML, SVG and in quoted attributes.
 
-    Signs that no page may hold (controls, halves of surrogate pairs) become U+FFFD.
+    Signs that no page may hold (controls, halves of surrogate pairs), and those that turn the
+    writing direction of what follows, become U+FFFD.
 
     Parameters
     ----------
@@ -156,7 +161,9 @@ def text(value: object) -> str:
         Escaped.
     """
     clean = "".join(
-        "\ufffd" if unicodedata.category(sign) in ("Cc", "Cs") and sign not in "\n\t" else sign
+        "\ufffd"
+        if sign in _TURNING or (unicodedata.category(sign) in ("Cc", "Cs") and sign not in "\n\t")
+        else sign
         for sign in str(value)
     )
     # Attributes of the page stand in double quotes only; an apostrophe may stay what it is.
