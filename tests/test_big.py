@@ -33,7 +33,8 @@ elif how == "evaluate":
 else:
     # Whoever opens it as usual has it mapped.
     with engine.open_container(data) as container:
-        engine.fit_head(container, seed=0, name=pathlib.Path(head).stem).save(head)
+        study = engine.study_head([container], seed=0, name=pathlib.Path(head).stem)
+    study.head.save(head)
     code = 0
 status = pathlib.Path("/proc/self/status").read_text()
 print(json.dumps([code, int(re.search(r"VmHWM:\\s+(\\d+)", status)[1]) / 1024]))

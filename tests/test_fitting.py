@@ -56,6 +56,10 @@ class Data:
     blocks: tuple = ()
 
     @property
+    def width(self):
+        return self.features.dim
+
+    @property
     def multilabel(self):
         return self.labels.ndim == 2
 

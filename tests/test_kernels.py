@@ -165,7 +165,7 @@ def test_linear_loss_and_gradient(task, n, d, k):
 
 @pytest.mark.parametrize("dropout", [False, True])
 @pytest.mark.parametrize("task", ["softmax", "multilabel"])
-@pytest.mark.parametrize(("n", "d", "k", "h"), [(1, 2, 2, 1), (6, 5, 3, 4)])
+@pytest.mark.parametrize(("n", "d", "k", "h"), [(1, 2, 2, 1), (6, 5, 3, 4), (37, 17, 2, 3)])
 def test_mlp_loss_and_gradient(task, n, d, k, h, dropout):
     X, first, first_bias, rng = _linear(n, d, h, seed=5)
     parameters = [first, first_bias, rng.normal(size=(k, h)), rng.normal(size=k)]
@@ -184,14 +184,15 @@ def test_mlp_loss_and_gradient(task, n, d, k, h, dropout):
             data = naive.multilabel_loss(z, labels, positive * rows, negative * rows)
         return data + 0.5 * l2 * ((parameters[0] ** 2).sum() + (parameters[2] ** 2).sum())
 
-    hidden, back, block = np.empty((4, h)), np.empty((4, h)), np.empty((4, k))
-    lanes = np.empty(heads.LANES)
+    hidden, back = np.empty((heads.BATCH, h)), np.empty((heads.BATCH, h))
+    block, tile = np.empty((heads.BATCH, k)), np.empty((heads.BATCH, heads.WIDE))
+    room = np.empty(heads.LANES), hidden, back, block, tile
 
     def added(*pieces):
         results = [*map(np.zeros_like, parameters), np.zeros(1)]
         for piece in pieces:
             data = X[piece], labels[piece], row_weights[piece]
-            work = (kept[piece] if dropout else kept, lanes, hidden, back, block)
+            work = (kept[piece] if dropout else kept, *room)
             if task == "softmax":
                 heads.mlp_softmax(*data, *parameters, *work, *results)
             else:
@@ -200,7 +201,7 @@ def test_mlp_loss_and_gradient(task, n, d, k, h, dropout):
             heads.penalise(parameters[number], l2, results[number], results[-1])
         return results
 
-    *gradients, loss = added(slice(0, heads.ROWS), slice(heads.ROWS, n))
+    *gradients, loss = added(slice(0, heads.BATCH), slice(heads.BATCH, n))
     for one, other in zip(added(slice(0, n)), (*gradients, loss), strict=True):
         np.testing.assert_array_equal(one, other)
     np.testing.assert_allclose(loss[0], expected(parameters), rtol=1e-12)

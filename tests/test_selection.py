@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -130,8 +133,12 @@ def test_multilabel_paths_are_those_of_each_label():
 
 
 @pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("many", [False, True])
 @pytest.mark.parametrize("kind", ["linear", "fusion", "mlp", "auto"])
-def test_threads_and_memory_change_no_bit(kind):
+def test_threads_and_memory_change_no_bit(monkeypatch, kind, many):
+    if many:
+        monkeypatch.setattr(selection, "WHOLE_BYTES", 80 * 40)
+        monkeypatch.setattr(selection, "SAMPLE_BYTES", 60 * 40)
     blocks = (Block("a", "mean", 0, 4), Block("b", "max", 4, 6))
     X, labels = make_rows(100)
     settings = Settings(kind, 0.05 if kind == "auto" else None, 4, True, 1)
@@ -147,6 +154,104 @@ def test_threads_and_memory_change_no_bit(kind):
     assert one.trials == other.trials
     for name, weight in head.weights.items():
         np.testing.assert_array_equal(again.weights[name], weight)
+
+
+# --- More rows than are held ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def sampled(monkeypatch):
+    """Of rows with ten features: more than 100 are many, 60 are their sample."""
+    monkeypatch.setattr(selection, "WHOLE_BYTES", 100 * 40)
+    monkeypatch.setattr(selection, "SAMPLE_BYTES", 60 * 40)
+    monkeypatch.setattr(selection, "_SAMPLED_PATIENTS", 3)
+
+
+@pytest.mark.usefixtures("quick", "sampled")
+@pytest.mark.parametrize("kind", ["linear", "fusion", "mlp"])
+def test_of_many_rows_a_sample_chooses_and_unseen_rows_calibrate(monkeypatch, kind):
+    data = replace(grouped(180), blocks=(Block("a", "mean", 0, 4), Block("b", "max", 4, 6)))
+    whole = []
+    original = fitting.Fit.__init__
+
+    def noted(self, own, train, *rest):
+        if len(own.labels) == 180:
+            whole.append(train)
+        original(self, own, train, *rest)
+
+    monkeypatch.setattr(fitting.Fit, "__init__", noted)
+    settings = replace(OPEN, kind=kind)
+    found = select(data, settings)
+    # One fit of all rows but those that calibrate, for each block of a fusion.
+    assert len(whole) == (2 if kind == "fusion" else 1)
+    assert not set(data.groups[whole[0]]) & set(data.groups[found.rows])
+    assert set(data.groups[whole[0]]) | set(data.groups[found.rows]) == set(data.groups)
+    assert not data.views[found.rows].any()
+    assert found.enough
+    assert found.protocol == "training rows that a fit of the others had not seen"
+    few = selection._sample(data, np.arange(180), 60, 0)
+    alone = select(selection._small(data, few, work()), settings)
+    assert len(few) <= 60
+    share = np.sqrt(len(few) / 180)
+    if kind == "linear":
+        assert found.settings.l2 == pytest.approx(alone.settings.l2 * share)
+        weaker = replace(found.settings, l2=found.settings.l2 * np.sqrt(180 / len(whole[0])))
+        head = fit_weights(data, whole[0], None, weaker, work())
+        np.testing.assert_allclose(
+            found.logits, head.logits(data.features, found.rows, Crew(1)), rtol=1e-12
+        )
+    if kind == "fusion":
+        assert found.block_l2 == pytest.approx([l2 * share for l2 in alone.block_l2])
+        assert found.block_weights == alone.block_weights
+    if kind == "mlp":
+        assert found.settings == alone.settings
+    head = fit_selected(data, np.arange(180), found, work())
+    assert all(np.isfinite(weight).all() for weight in head.weights.values())
+    assert select(data, replace(settings, l2=0.25)).trials[0]["l2"] in (0.25, None)
+
+
+@pytest.mark.usefixtures("quick", "sampled")
+@pytest.mark.parametrize("kind", ["linear", "fusion", "mlp"])
+def test_of_many_rows_marked_ones_end_the_fit_and_calibrate(kind):
+    X, labels = make_rows(240)
+    blocks = (Block("a", "mean", 0, 4), Block("b", "max", 4, 6))
+    data = make_data(X, labels, blocks=blocks)
+    train, valid = np.arange(150), np.arange(150, 240)
+    found = select_settings(data, train, replace(OPEN, kind=kind), work(), valid=valid)
+    np.testing.assert_array_equal(found.rows, valid)
+    assert found.enough
+    assert found.trials
+    head = fit_selected(data, train, found, work())
+    assert head is found.fitted
+    np.testing.assert_array_equal(found.logits, head.logits(data.features, valid, Crew(1)))
+    if kind == "linear":
+        expected = fit_weights(data, train, valid, found.settings, work())
+        np.testing.assert_array_equal(head.weights["weight"], expected.weights["weight"])
+    few = select_settings(data, train, OPEN, work(), valid=np.arange(150, 160))
+    assert not few.enough
+
+
+def test_a_sample_is_of_patients_and_has_some_of_every_class():
+    data = grouped(3000)
+    labels = np.where(data.groups >= 1488, 2, data.labels % 2)
+    data = replace(data, labels=labels)
+    few = selection._sample(data, np.arange(3000), 300, 1)
+    assert 270 < len(few) <= 324
+    np.testing.assert_array_equal(few, np.flatnonzero(np.isin(data.groups, data.groups[few])))
+    # Twelve patients, of whom one or two were drawn.
+    assert (labels[few] == 2).sum() == 24
+    np.testing.assert_array_equal(few, selection._sample(data, np.arange(3000), 300, 1))
+    assert len(np.setdiff1d(few, selection._sample(data, np.arange(3000), 300, 2))) > 200
+    assert len(selection._sample(data, np.arange(40), 300, 1)) == 40
+
+
+@pytest.mark.usefixtures("quick", "sampled")
+def test_many_rows_of_which_a_class_has_one_patient():
+    X, labels = make_rows(240)
+    labels = np.where(np.arange(240) == 7, 2, labels % 2)
+    found = select(make_data(X, labels))
+    assert not found.enough
+    assert found.settings.l2 == selection.DEFAULT_L2
 
 
 # --- Fusion --------------------------------------------------------------------------------------
@@ -362,3 +467,50 @@ def test_sample_weights_decide_too():
     plain = select(make_data(X, wrong))
     assert found.trials != plain.trials
     assert min(t["loss"] for t in found.trials) < min(t["loss"] for t in plain.trials) - 0.05
+
+
+# Columns enough that BLAS would share a product among its threads.
+DIGEST = """
+import hashlib, sys
+import numpy as np
+from test_fitting import make_data, make_rows
+from engine import fitting
+from engine.fitting import Settings
+from engine.pooling import Block
+from engine.rows import Crew
+from engine.selection import fit_selected, select_settings
+from engine.work import Work
+fitting._MAX_EPOCHS, fitting._MAX_STEPS, fitting._ROUNDED_FROM = 3, 30, 0
+X, labels = make_rows(500, d=400)
+data = make_data(X, labels, blocks=(Block("a", "mean", 0, 150), Block("b", "max", 150, 250)))
+found = hashlib.sha256()
+for kind in ("linear", "fusion", "mlp"):
+    with Crew(int(sys.argv[1])) as crew:
+        work = Work(crew, 1 << 30, lambda *_: None)
+        chosen = select_settings(data, np.arange(500), Settings(kind, None, 32, True, 0), work)
+        head = fit_selected(data, np.arange(500), chosen, work)
+    found.update(repr(chosen.trials).encode() + chosen.logits.tobytes())
+    for weight in head.weights.values():
+        found.update(weight.tobytes())
+print(found.hexdigest())
+"""
+
+
+def test_threads_of_blas_change_no_bit(repository):
+    found = set()
+    for threads in ("1", "2", "4"):
+        done = subprocess.run(
+            [sys.executable, "-c", DIGEST, threads],
+            cwd=repository,
+            env={
+                **os.environ,
+                "OPENBLAS_NUM_THREADS": threads,
+                "PYTHONPATH": f"{repository}{os.pathsep}{repository / 'tests'}",
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        found.add(done.stdout)
+    assert len(found) == 1

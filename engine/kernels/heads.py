@@ -17,12 +17,14 @@ from engine.kernels import kernel
 from engine.kernels.scalars import wide
 
 __all__ = [
+    "BATCH",
     "GRAM_ROWS",
     "GRAM_TALL",
     "GRAM_WIDE",
     "LANES",
     "PANEL",
     "ROWS",
+    "WIDE",
     "adam_step",
     "add_gram",
     "add_moments",
@@ -49,6 +51,9 @@ ROWS = 4
 # A dot product is kept in this many partial sums: without fastmath the compiler may not reorder
 # one sum, but it may do several side by side in a vector register.
 LANES = 64
+# Rows of a head with a hidden layer handled together, and columns of the gradient of its first
+# layer: a tile of the rows stays in the first cache.
+BATCH, WIDE = 32, 128
 # Sums of products of columns are made in tiles so tall and wide that a tile stays in the first
 # cache, of so many rows at a time; factors are made in panels of so many columns.
 GRAM_TALL, GRAM_WIDE, GRAM_ROWS = 32, 128, 8
@@ -60,7 +65,7 @@ I64 = NDArray[np.int64]
 
 
 @kernel
-def _dot(a: F64, b: F64, lanes: F64) -> float:
+def _dot(a: F32 | F64, b: F64, lanes: F64) -> float:
     """Return the dot product of two vectors; lanes is work space (LANES,)."""
     n = a.shape[0]
     whole = n - n % LANES
@@ -363,12 +368,82 @@ def _relu(hidden: F64, rows: int) -> None:
 
 
 @kernel
-def _drop(hidden: F64, start: int, rows: int, kept: F64) -> None:
-    """Multiply the first rows by those of kept from `start`, in place; no rows drop nothing."""
-    if kept.shape[0] > 0:
+def _hidden(
+    X: F32, start: int, rows: int, weight: F64, bias: F64, kept: F64, lanes: F64, hidden: F64
+) -> None:
+    """Write the hidden units of rows from `start` to hidden, multiplied by their rows of kept.
+
+    No rows of kept drop nothing; what is dropped is not computed.
+    """
+    for first in range(0, rows, ROWS):
+        for c in range(weight.shape[0]):
+            for r in range(first, min(first + ROWS, rows)):
+                factor = kept[start + r, c] if kept.shape[0] > 0 else 1.0
+                hidden[r, c] = 0.0
+                if factor != 0.0:
+                    unit = _dot(X[start + r], weight[c], lanes) + bias[c]
+                    hidden[r, c] = 0.0 if unit < 0.0 else unit * factor
+
+
+@kernel
+def _add_hidden_gradient(
+    X: F32,
+    start: int,
+    rows: int,
+    back: F64,
+    kept: F64,
+    tile: F64,
+    weight_gradient: F64,
+    bias_gradient: F64,
+) -> None:
+    """Add back' X of `rows` rows from `start` to the gradients, without the units that are off.
+
+    Of a unit that is off, or dropped, nothing is learned from the row: about three of four are.
+    """
+    h, d = weight_gradient.shape
+    for r in range(rows):
+        for c in range(h):
+            if kept.shape[0] > 0:
+                back[r, c] *= kept[start + r, c]
+            bias_gradient[c] += back[r, c]
+    for left in range(0, d, WIDE):
+        right = min(left + WIDE, d)
+        width = right - left
         for r in range(rows):
-            for j in range(hidden.shape[1]):
-                hidden[r, j] *= kept[start + r, j]
+            x = X[start + r, left:right]
+            for j in range(width):
+                tile[r, j] = x[j]
+        for c in range(h):
+            sums = weight_gradient[c, left:right]
+            r = 0
+            while r < rows:
+                # Four rows in which the unit is on; the last ones stand in with nothing.
+                while r < rows and back[r, c] == 0.0:
+                    r += 1
+                if r == rows:
+                    break
+                r0, a0 = r, back[r, c]
+                r1, r2, r3 = r, r, r
+                a1, a2, a3 = 0.0, 0.0, 0.0
+                r += 1
+                while r < rows and back[r, c] == 0.0:
+                    r += 1
+                if r < rows:
+                    r1, a1 = r, back[r, c]
+                    r += 1
+                while r < rows and back[r, c] == 0.0:
+                    r += 1
+                if r < rows:
+                    r2, a2 = r, back[r, c]
+                    r += 1
+                while r < rows and back[r, c] == 0.0:
+                    r += 1
+                if r < rows:
+                    r3, a3 = r, back[r, c]
+                    r += 1
+                t0, t1, t2, t3 = tile[r0], tile[r1], tile[r2], tile[r3]
+                for j in range(width):
+                    sums[j] += (a0 * t0[j] + a1 * t1[j]) + (a2 * t2[j] + a3 * t3[j])
 
 
 @kernel
@@ -417,6 +492,7 @@ def mlp_softmax(
     hidden: F64,
     back: F64,
     block: F64,
+    tile: F64,
     hidden_weight_gradient: F64,
     hidden_bias_gradient: F64,
     weight_gradient: F64,
@@ -425,24 +501,28 @@ def mlp_softmax(
 ) -> None:
     """Add loss and gradient of rows of a softmax head with one hidden ReLU layer.
 
-    As `linear_softmax`, with hidden_weight (h, d), weight (k, h), and the work
-    spaces hidden and back of (ROWS, h). Units are multiplied by kept (n, h), which is 0 where one
-    is dropped (Srivastava et al. 2014, section 4), or left alone by kept (0, h).
+    As `linear_softmax`, with hidden_weight (h, d), weight (k, h), and the work spaces hidden and
+    back (BATCH, h), block (BATCH, k) and tile (BATCH, WIDE). Units are multiplied by kept (n, h),
+    which is 0 where one is dropped (Srivastava et al. 2014, section 4), or left alone by kept
+    (0, h). Calls with multiples of `BATCH` rows add up like one.
     """
     n = X.shape[0]
     total = loss[0]
-    for start in range(0, n, ROWS):
-        rows = min(ROWS, n - start)
-        _block_logits(X, start, rows, hidden_weight, hidden_bias, lanes, hidden)
-        _relu(hidden, rows)
-        _drop(hidden, start, rows, kept)
+    for start in range(0, n, BATCH):
+        rows = min(BATCH, n - start)
+        _hidden(X, start, rows, hidden_weight, hidden_bias, kept, lanes, hidden)
         _block_logits(hidden, 0, rows, weight, bias, lanes, block)
         for r in range(rows):
             total += _softmax_residual(block[r], labels[start + r], row_weights[start + r])
         _back(block, rows, weight, hidden, back)
-        _drop(back, start, rows, kept)
-        _add_gradient(hidden, 0, rows, block, weight_gradient, bias_gradient)
-        _add_gradient(X, start, rows, back, hidden_weight_gradient, hidden_bias_gradient)
+        for first in range(0, rows, ROWS):
+            some = min(ROWS, rows - first)
+            _add_gradient(
+                hidden, first, some, block[first : first + some], weight_gradient, bias_gradient
+            )
+        _add_hidden_gradient(
+            X, start, rows, back, kept, tile, hidden_weight_gradient, hidden_bias_gradient
+        )
     loss[0] = total
 
 
@@ -462,6 +542,7 @@ def mlp_multilabel(
     hidden: F64,
     back: F64,
     block: F64,
+    tile: F64,
     hidden_weight_gradient: F64,
     hidden_bias_gradient: F64,
     weight_gradient: F64,
@@ -474,20 +555,23 @@ def mlp_multilabel(
     """
     n = X.shape[0]
     total = loss[0]
-    for start in range(0, n, ROWS):
-        rows = min(ROWS, n - start)
-        _block_logits(X, start, rows, hidden_weight, hidden_bias, lanes, hidden)
-        _relu(hidden, rows)
-        _drop(hidden, start, rows, kept)
+    for start in range(0, n, BATCH):
+        rows = min(BATCH, n - start)
+        _hidden(X, start, rows, hidden_weight, hidden_bias, kept, lanes, hidden)
         _block_logits(hidden, 0, rows, weight, bias, lanes, block)
         for r in range(rows):
             total += _multilabel_residual(
                 block[r], labels[start + r], row_weights[start + r], positive, negative
             )
         _back(block, rows, weight, hidden, back)
-        _drop(back, start, rows, kept)
-        _add_gradient(hidden, 0, rows, block, weight_gradient, bias_gradient)
-        _add_gradient(X, start, rows, back, hidden_weight_gradient, hidden_bias_gradient)
+        for first in range(0, rows, ROWS):
+            some = min(ROWS, rows - first)
+            _add_gradient(
+                hidden, first, some, block[first : first + some], weight_gradient, bias_gradient
+            )
+        _add_hidden_gradient(
+            X, start, rows, back, kept, tile, hidden_weight_gradient, hidden_bias_gradient
+        )
     loss[0] = total
 
 
@@ -556,12 +640,13 @@ def adam_step(
     Decays 0.9 and 0.999 and epsilon 1e-8 are the paper's; first and second are the moment
     estimates, updated in place; step counts from 1.
     """
-    first_bias = 1.0 - 0.9**step
-    second_bias = 1.0 - 0.999**step
+    pace = rate / (1.0 - 0.9**step)
+    spread = 1.0 / (1.0 - 0.999**step)
     for j in range(parameters.shape[0]):
         first[j] = 0.9 * first[j] + 0.1 * gradient[j]
         second[j] = 0.999 * second[j] + 0.001 * gradient[j] * gradient[j]
-        parameters[j] -= rate * (first[j] / first_bias) / (np.sqrt(second[j] / second_bias) + 1e-8)
+        # Python's division raises where the divisor is zero, NumPy's does not look.
+        parameters[j] -= np.divide(pace * first[j], np.sqrt(spread * second[j]) + 1e-8)
 
 
 @kernel
