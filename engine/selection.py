@@ -215,12 +215,14 @@ def fit_selected(
     return fitted
 
 
-def _default(settings: Settings) -> Settings:
+def _default(settings: Settings, data: Dataset) -> Settings:
     """Return settings with nothing open, for rows too few to choose by."""
     kind = "mlp" if settings.kind == "mlp" else "linear"
     l2 = settings.l2
     if l2 is None:
         l2 = DEFAULT_L2 if kind == "linear" else DEFAULT_L2_HIDDEN
+        if kind == "linear" and data.multilabel:
+            l2 /= len(data.classes)  # as the loss of each label is divided
     return replace(settings, kind=kind, l2=l2, dropout=settings.dropout or 0.0)
 
 
@@ -580,16 +582,19 @@ def _by_folds(data: Dataset, train: NDArray[np.int64], settings: Settings, work:
     """Choose by inner folds of the training rows."""
     judge = originals_of(data, train)
     k = len(data.classes)
-    fewest = int(class_groups(data.labels[judge], data.groups[judge], k).min())
+    patients = class_groups(data.labels[judge], data.groups[judge], k)
+    # One rare label must not keep the others from being chosen for.
+    fewest = int(np.median(patients) if data.multilabel else patients.min())
     enough = len(judge) >= MIN_JUDGED and fewest >= INNER_FOLDS
     notes: tuple[str, ...] = ()
     if not enough:
+        which = "a usual label" if data.multilabel else "the smallest class"
         notes = (
-            f"the training rows are {len(judge)} images, with {fewest} patient(s) in the smallest "
-            f"class, too few to calibrate by ({MIN_JUDGED} and {INNER_FOLDS} needed): "
-            "probabilities are not calibrated",
+            f"the training rows are {len(judge)} images, with {fewest} patient(s) in {which}, too "
+            f"few to calibrate by ({MIN_JUDGED} and {INNER_FOLDS} needed): probabilities are not "
+            "calibrated",
         )
-        settings = _default(settings)
+        settings = _default(settings, data)
     if fewest < 2:
         return Selection(settings, (), judge[:0], np.empty((0, k)), "", False, 0, notes)
     folds = min(INNER_FOLDS, fewest)
@@ -600,6 +605,12 @@ def _by_folds(data: Dataset, train: NDArray[np.int64], settings: Settings, work:
     for fold in range(folds):
         judged = originals_of(data, train[fold_of == fold])
         inner.append((train[fold_of != fold], judged))
+    rare = int(np.count_nonzero(patients < INNER_FOLDS))
+    if enough and rare:
+        notes = (
+            f"{rare} of {k} labels are present in fewer than {INNER_FOLDS} patients: the others "
+            "chose penalty and calibration, and their own thresholds say little",
+        )
     chosen = _choose(data, inner, settings, work, stop=False)
     return replace(
         chosen.selection(data),
@@ -625,12 +636,12 @@ def _by_marked(
             f"({MIN_JUDGED} needed): the penalty alone restrains the weights, and probabilities "
             "are not calibrated"
         )
-        fitted = fit_weights(data, train, None, _default(settings), work)
+        fitted = fit_weights(data, train, None, _default(settings, data), work)
         logits = np.empty((0, len(data.classes)))
         if len(judge):
             logits = fitted.logits(data.features, judge, work.crew)
         return Selection(
-            _default(settings),
+            _default(settings, data),
             (),
             judge,
             logits,

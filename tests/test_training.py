@@ -1147,3 +1147,24 @@ def test_a_crew_gives_results_in_order_and_the_first_error():
             for one in (crew, crew.alone()):
                 with pytest.raises(Stopped):
                     list(one.map(work, 5))
+
+
+def test_a_rare_label_does_not_keep_the_others_from_being_chosen_for(tmp_path):
+    X, labels, groups = make_rows(150)
+    many = (labels[:, None] == np.arange(3)).astype(np.int8)
+    rare = np.zeros((150, 1), np.int8)
+    rare[np.flatnonzero(np.isin(groups, [0, 3]))] = 1
+    container = make_container(
+        tmp_path / "c.hilum", X, np.hstack([many, rare]), groups, classes=(*CLASSES, "rare")
+    )
+    head = fit_head(container)
+    assert head.calibration.method == "temperature"
+    assert head.training["l2"] not in (0.3, 0.3 / 4)
+    assert any("1 of 4 labels" in note for note in head.training["notes"])
+    # three of four that are rare leave too little to choose by, and the default is of one label
+    poor = np.hstack([many[:, :1], rare, rare, rare])
+    container = make_container(tmp_path / "d.hilum", X, poor, groups, classes=("a", "b", "c", "d"))
+    head = fit_head(container)
+    assert head.calibration.method == "none"
+    assert head.training["l2"] == 0.3 / 4
+    assert any("2 patient(s) in a usual label" in note for note in head.training["notes"])
