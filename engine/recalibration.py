@@ -34,6 +34,8 @@ _NEAR = 0.4
 # its square; rounds for all draws together, after which the rest are fitted one by one; and what
 # the kernel's polynomial is good for.
 _ENOUGH, _ROUNDS, _FARTHEST = 1e-2, 8, 16.0
+# Logits beyond are probabilities of 0 or 1; the exponential of a thousand has no number.
+_STEEPEST = 600.0
 
 
 def logits_of(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -199,7 +201,9 @@ class RecalibrationDraws:
             self._at = self._x - self.line.centre
             self._ends = np.array([self._at.min(), self._at.max()])
             z = self.line.height + self.line.slope * self._at
-            self._odds = np.exp(-z)
+            # Where two neighbours nearly divide the outcomes, the line is so steep that the odds
+            # have no number; p is 0 or 1 there to the last bit, also `_FARTHEST` away.
+            self._odds = np.exp(-np.clip(z, -_STEEPEST, _STEEPEST))
             for order, values in enumerate(_derivatives(z, self._truth)):
                 columns += [values * self._at**power for power in range(order + 2)]
         else:

@@ -501,3 +501,15 @@ def test_intervals_are_of_the_parts_asked_for():
         p, labels, np.arange(60), "abc", draws=50, parts=frozenset({"rates"})
     )
     assert found.ci95.keys() == {"accuracy", "balanced_accuracy", "brier"}
+
+
+def test_outcomes_that_are_almost_divided_have_a_steep_line_and_no_overflow():
+    """The best slope is in the thousands: the odds of the rows at the ends have no number."""
+    p = np.r_[np.full(30, 1e-9), 0.5425, 0.54251, 0.54252, 0.54253, np.full(30, 0.9)]
+    truth = np.r_[np.zeros(30, int), 0, 1, 0, 1, np.ones(30, int)]
+    found = evaluate_predictions(
+        np.column_stack([1.0 - p, p]), truth, np.arange(len(p)), ("a", "b"), draws=200
+    )
+    assert found.calibration["slope"]["b"] > 1000
+    for low, high in found.ci95.values():
+        assert np.isfinite([low, high]).all()
