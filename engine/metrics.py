@@ -48,7 +48,6 @@ __all__ = [
     "evaluate_predictions",
     "expected_calibration_error",
     "predictive_values",
-    "recall_intervals",
     "sensitivity_at",
     "specificity_at",
     "wilson",
@@ -640,37 +639,6 @@ def wilson(successes: int, n: int) -> tuple[float, float] | None:
     middle = (share + spread / 2.0) / (1.0 + spread)
     half = math.sqrt(spread * (share * (1.0 - share) + spread / 4.0)) / (1.0 + spread)
     return max(middle - half, 0.0), min(middle + half, 1.0)
-
-
-def recall_intervals(evaluation: Evaluation) -> dict[str, dict[str, Any]]:
-    """Return the recall of every class with its Wilson interval, from the confusion matrix.
-
-    Parameters
-    ----------
-    evaluation : Evaluation
-        The predictions.
-
-    Returns
-    -------
-    dict of str to dict
-        By class: ``n_right`` of ``n_rows`` rows of this class were decided so; ``value``; ``ci95``
-        [low, high]. The latter two are None of a class without rows. Of a multi-label head, rows
-        in which the label is present.
-    """
-    found = {}
-    for c, name in enumerate(evaluation.classes):
-        matrix = np.asarray(evaluation.confusion[c] if evaluation.labels.ndim == 2
-                            else evaluation.confusion)  # fmt: skip
-        row = 1 if evaluation.labels.ndim == 2 else c
-        n_right, n_rows = int(matrix[row, row]), int(matrix[row].sum())
-        bounds = wilson(n_right, n_rows)
-        found[name] = {
-            "n_right": n_right,
-            "n_rows": n_rows,
-            "value": n_right / n_rows if n_rows else None,
-            "ci95": None if bounds is None else list(bounds),
-        }
-    return found
 
 
 def predictive_values(

@@ -20,7 +20,6 @@ __all__ = [
     "check_groups_apart",
     "class_groups",
     "grouped_folds",
-    "grouped_holdout",
     "nested_shares",
     "source_folds",
 ]
@@ -152,36 +151,6 @@ def grouped_folds(
         )
     membership = class_membership(labels, n_classes)
     return assign_splits(membership, groups, np.full(folds, 1.0 / folds), seed=seed)
-
-
-def grouped_holdout(
-    labels: NDArray[Any],
-    groups: NDArray[Any],
-    n_classes: int,
-    *,
-    fraction: float = 0.1,
-    seed: int = 0,
-) -> NDArray[np.bool_]:
-    """Choose rows to hold out: a stratified fraction of whole patients.
-
-    A class of very few patients stays in the larger part.
-
-    Parameters
-    ----------
-    labels, groups, n_classes, seed
-        As in `grouped_folds`.
-    fraction : float
-        Share to hold out, above 0 and at most 0.5.
-
-    Returns
-    -------
-    bool (n,)
-        True where a row is held out.
-    """
-    membership = class_membership(labels, n_classes)
-    fractions = np.array([1.0 - fraction, fraction])
-    held: NDArray[np.bool_] = assign_splits(membership, groups, fractions, seed=seed) == 1
-    return held
 
 
 def nested_shares(

@@ -23,7 +23,6 @@ from engine.metrics import (
     evaluate_predictions,
     expected_calibration_error,
     predictive_values,
-    recall_intervals,
     sensitivity_at,
     specificity_at,
     wilson,
@@ -390,19 +389,6 @@ def test_wilson_equals_scipy():
     for wrong in ((3, 2), (-1, 2)):
         with pytest.raises(ValueError, match="expected from 0 to 2"):
             wilson(*wrong)
-
-
-def test_recalls_have_wilson_intervals():
-    labels, decided = np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1])
-    p = np.eye(3)[decided]
-    found = recall_intervals(evaluate_predictions(p, labels, np.arange(4), "abc", draws=0))
-    assert found["a"] == {"n_right": 2, "n_rows": 3, "value": 2 / 3, "ci95": [*wilson(2, 3)]}
-    assert found["c"] == {"n_right": 0, "n_rows": 0, "value": None, "ci95": None}
-    many = np.array([[1, 0], [1, -1], [0, 1]], np.int8)
-    p = np.array([[0.9, 0.1], [0.1, 0.1], [0.9, 0.1]])
-    found = recall_intervals(evaluate_predictions(p, many, np.arange(3), "xy", draws=0))
-    assert (found["x"]["n_right"], found["x"]["n_rows"]) == (1, 2)
-    assert (found["y"]["n_right"], found["y"]["n_rows"]) == (0, 1)
 
 
 @pytest.mark.parametrize("multilabel", [False, True])

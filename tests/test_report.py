@@ -15,7 +15,7 @@ import pytest
 
 from engine.calibration import Calibration
 from engine.heads import Head
-from engine.metrics import evaluate_predictions
+from engine.metrics import evaluate_predictions, predictive_values
 from engine.ood import OodModel
 from engine.pooling import Block
 from engine.report import render_report
@@ -655,6 +655,17 @@ def test_confusion_cells_have_share_and_wilson_interval():
     assert "b 10 2 0 8 0.833 (0.552 to 0.953) 1.000 (0.676 to 1.000)" in part
     # Bayes at 10 %: NPV = 0.9 / (0.9 + 0.1 / 6).
     assert f"{0.9 / (0.9 + 0.1 / 6):.3f}" in part
+
+
+def test_predictive_values_stand_there_with_their_intervals():
+    study = make_study()
+    html = render_report(study)
+    for label in study.evaluation.classes:
+        for prevalence in (0.01, 0.1, 0.5):
+            found = predictive_values(study.evaluation, label, prevalence)
+            for key in ("ppv", "npv"):
+                assert found[key]["ci95"] is not None
+                assert figure(found[key]["value"], found[key]["ci95"]) in html
 
 
 def test_each_term_is_explained_once_where_it_is_first_used():

@@ -15,7 +15,6 @@ from engine.splits import (
     check_groups_apart,
     class_groups,
     grouped_folds,
-    grouped_holdout,
     nested_shares,
     source_folds,
 )
@@ -89,22 +88,6 @@ def test_multilabel_folds_are_stratified():
 def test_a_number_of_folds_that_cannot_be_is_refused(folds):
     with pytest.raises(SplitError, match="of 3 patients; expected 2 to 3"):
         grouped_folds(np.array([0, 1, 0]), np.arange(3), 2, folds=folds)
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_the_holdout_is_a_stratified_tenth_of_whole_patients(seed):
-    labels, groups = _rows(seed, n_groups=400)
-    held = grouped_holdout(labels, groups, 3, seed=seed)
-    _assert_whole(held, groups)
-    share = np.bincount(labels[held], minlength=3) / np.bincount(labels)
-    assert (np.abs(share - 0.1) < 0.04).all()
-
-
-def test_rare_classes_stay_in_the_larger_part():
-    labels = np.array([0] * 50 + [1, 1])
-    held = grouped_holdout(labels, np.arange(52), 2)
-    assert not held[-2:].any()
-    assert 4 <= held.sum() <= 6
 
 
 def test_class_groups_counts_patients_not_rows():

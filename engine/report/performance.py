@@ -6,12 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.curves import Curve, precision_recall_curve, reliability_curve, roc_curve
-from engine.metrics import wilson
+from engine.metrics import predictive_values, wilson
 from engine.report.markup import chart, facts, open_point, table
 from engine.report.plots import reliability_chart, unit_chart
 from engine.report.view import Page, heat, plain, share
 from engine.report.words import (
-    NONE,
     count,
     difference,
     figure,
@@ -357,17 +356,12 @@ def probabilities(page: Page) -> list[str]:
     return parts
 
 
-def _predictive(tp: int, fn: int, fp: int, tn: int) -> list[str]:
-    """Write PPV and NPV at the stated prevalences."""
-    if not tp + fn or not fp + tn:
-        return [NONE] * (2 * len(_PREVALENCES))
-    s, t = tp / (tp + fn), tn / (fp + tn)
-    for_, against = [], []
-    for q in _PREVALENCES:
-        named, passed = s * q + (1 - t) * (1 - q), t * (1 - q) + (1 - s) * q
-        for_.append(number(s * q / named) if named else NONE)
-        against.append(number(t * (1 - q) / passed) if passed else NONE)
-    return [*for_, *against]
+def _predictive(page: Page, label: str) -> list[str]:
+    """Write PPV and NPV of a class at the stated prevalences."""
+    at = [predictive_values(page.evaluation, label, share) for share in _PREVALENCES]
+    return [
+        figure(found[key]["value"], found[key]["ci95"]) for key in ("ppv", "npv") for found in at
+    ]
 
 
 def decisions(page: Page) -> list[str]:
@@ -378,7 +372,7 @@ def decisions(page: Page) -> list[str]:
         _, positive, decided = page.truth(c)
         tp, fn = int((decided & positive).sum()), int((~decided & positive).sum())
         fp, tn = int((decided & ~positive).sum()), int((~decided & ~positive).sum())
-        elsewhere.append([name(label), *_predictive(tp, fn, fp, tn)])
+        elsewhere.append([name(label), *_predictive(page, label)])
         rows.append(
             [
                 name(label),
@@ -415,7 +409,7 @@ def decisions(page: Page) -> list[str]:
         page.explain("sensitivity", "ppv", "wilson"),
         table(
             f"Predictive values where a {page.noun} is less or more frequent than here, by Bayes’ "
-            "theorem from the sensitivity and specificity above.",
+            "theorem from the sensitivity and specificity above, with 95 % intervals.",
             [
                 (page.noun.capitalize(), ""),
                 *((f"PPV at {percent(share, 0)}", "n") for share in _PREVALENCES),
