@@ -1,6 +1,8 @@
 """The embedded networks: what they are, whether they are intact, and how they run on this CPU.
 
-The only module of the engine that imports OpenVINO, and it does so when a backbone is loaded.
+They run through OpenVINO's C library. The only module of the engine that imports its Python
+package, and it does so to compile a network that is not in the cache. NumPy is imported when the
+first picture comes: `engine.head_start` loads a network while others import it.
 """
 
 from __future__ import annotations
@@ -9,21 +11,22 @@ import contextlib
 import hashlib
 import json
 import os
-import platform
 import queue
 import sys
-import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
+from engine import head_start, openvino_c
 from engine.errors import BackboneError, MismatchError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 __all__ = ["JOIN", "Backbone", "JoinedBackbone", "Tap", "list_backbones", "load_backbone"]
 
@@ -38,6 +41,10 @@ JOIN = "+"
 notes of a container allow no slash in it."""
 
 CACHE_MAGIC = b"hilum-blob-1\n"
+UNUSED_DAYS = 90
+"""Compiled networks nobody took from the cache for so long are removed: each release of OpenVINO
+and each choice of taps leaves its own, of 0.2 to 6 MB."""
+_DAY_SECONDS = 86_400
 ISA_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "OV_CPU_MAX_ISA")
 
 
@@ -121,18 +128,11 @@ def load_backbone(
     n_streams = _usable_cpus() if streams is None else streams
     if n_streams < 1:
         raise BackboneError(f"streams is {streams}; expected a whole number from 1 on")
-    card, digest = _checked_card(name)
-    wanted = _checked_taps(name, card, taps)
-    # Taps before the last one stay outputs even when nobody wants them: whether a feature map
-    # leaves the network changes what OpenVINO fuses there, and with it the last bits of all that
-    # follows. So the same picture has the same features whatever else was asked for.
-    names = [tap["name"] for tap in card["taps"]]
-    n_outputs = 1 + max(names.index(tap) for tap in wanted)
-    folder = _default_cache_dir() if cache_dir is None else cache_dir
-    compiled = _compile(
-        name, digest, names[:n_outputs], n_streams, Path(folder) if folder else None
-    )
-    return Backbone(card=card, digest=digest, taps=wanted, compiled=compiled)
+    folder = default_cache_dir() if cache_dir is None else Path(cache_dir) if cache_dir else None
+    loaded = head_start.take(name)
+    if loaded is None or not loaded.serves(taps, folder):
+        loaded = LoadedBackbone(name, taps, folder)
+    return loaded.finish(n_streams)
 
 
 def _load_joined(
@@ -206,7 +206,7 @@ class Backbone:
         card: dict[str, Any],
         digest: str,
         taps: Sequence[str],
-        compiled: Sequence[Any],
+        networks: Sequence[openvino_c.Network],
     ) -> None:
         self.name: str = card["name"]
         self.digest = digest
@@ -215,23 +215,17 @@ class Backbone:
         self.input_sizes: tuple[tuple[int, int], ...] = (self.input_size,)
         self.preprocessing: dict[str, Any] = card["preprocessing"]
         self.default_taps: str = card["default_taps"]
-        self.n_streams = len(compiled)
+        self.n_streams = len(networks)
         self.taps: Mapping[str, Tap] = MappingProxyType(
             {tap["name"]: Tap(**tap) for tap in card["taps"] if tap["name"] in taps}
         )
-        outputs = [output.get_names() for output in compiled[0].outputs]
-        self._positions = {
-            tap: next(k for k, names in enumerate(outputs) if tap in names) for tap in self.taps
-        }
         self._closed = False
         self._requests: queue.LifoQueue[Any] = queue.LifoQueue()
-        for network in compiled:
-            request = network.create_infer_request()
-            # The binding makes its NumPy tables at the first access to a tensor's data, under a
-            # lock that it takes with and without the interpreter's: two threads that come there
-            # together wait for each other for ever. So the first access is made here, alone.
-            _ = request.get_input_tensor(0).data
-            self._requests.put(request)
+        try:
+            for network in networks:
+                self._requests.put(network.request(tuple(self.taps)))
+        except RuntimeError as error:
+            raise self._failed(error) from error
 
     def __repr__(self) -> str:
         return (
@@ -271,29 +265,30 @@ class Backbone:
         BackboneError
             Wrong shape or dtype, or a closed backbone.
         """
+        import numpy as np
+
         self._check_images(images)
-        maps = {
-            name: np.empty((len(images), tap.channels, tap.height, tap.width), np.float32)
+        shapes = {
+            name: (len(images), tap.channels, tap.height, tap.width)
             for name, tap in self.taps.items()
         }
+        maps = {name: np.empty(shape, np.float32) for name, shape in shapes.items()}
         with self._request() as request:
             try:
-                picture = request.get_input_tensor(0).data
-                outputs = {
-                    name: request.get_output_tensor(position)
-                    for name, position in self._positions.items()
-                }
                 for row, image in enumerate(images):
-                    picture[0] = image
-                    request.infer(share_outputs=True)
-                    for name, output in outputs.items():
-                        maps[name][row] = output.data[0]
+                    np.frombuffer(request.input, np.uint8)[:] = image.reshape(-1)
+                    request.run()
+                    for name, found in maps.items():
+                        found[row].reshape(-1)[:] = np.frombuffer(request.output(name), np.float32)
             except RuntimeError as error:
-                raise BackboneError(
-                    f"OpenVINO could not run backbone {self.name} ({error}); "
-                    "close other programs if memory is short, or load with fewer streams"
-                ) from error
+                raise self._failed(error) from error
         return maps
+
+    def _failed(self, error: RuntimeError) -> BackboneError:
+        return BackboneError(
+            f"OpenVINO could not run backbone {self.name} ({error}); "
+            "close other programs if memory is short, or load with fewer streams"
+        )
 
     def infer_parts(self, images: Sequence[NDArray[np.uint8]]) -> dict[str, NDArray[np.float32]]:
         """Run the network, or each of joined networks on its own input.
@@ -344,6 +339,8 @@ class Backbone:
             self._requests.put(request)
 
     def _check_images(self, images: NDArray[np.uint8]) -> None:
+        import numpy as np
+
         height, width = self.input_size
         if not isinstance(images, np.ndarray):
             raise BackboneError(
@@ -502,10 +499,7 @@ def _import_openvino() -> Any:
         try:
             import openvino
         except ImportError as error:
-            raise BackboneError(
-                f"OpenVINO cannot be imported ({error}); install it with: "
-                "pip install 'openvino>=2025.4'"
-            ) from error
+            raise _missing(error) from error
         finally:
             if hide:
                 del sys.modules[converter]
@@ -527,59 +521,123 @@ def _import_openvino() -> Any:
 # depend on how many threads there are.
 _CONFIGURATION = {
     "PERFORMANCE_HINT": "LATENCY",
-    "NUM_STREAMS": 1,
-    "INFERENCE_NUM_THREADS": 1,
+    "NUM_STREAMS": "1",
+    "INFERENCE_NUM_THREADS": "1",
     # Several processes (a PACS hook for each study) pinned to one core would wait for each
     # other while the second core idles.
-    "ENABLE_CPU_PINNING": False,
+    "ENABLE_CPU_PINNING": "NO",
     # CPUs with bfloat16 would otherwise compute what is not INT8 with 8 bits of mantissa,
     # and have features of their own.
     "INFERENCE_PRECISION_HINT": "f32",
 }
 
 
-def _compile(
-    name: str, digest: str, outputs: Sequence[str], n_streams: int, folder: Path | None
-) -> list[Any]:
-    """Compile the network up to the last of ``outputs``, or take it from the cache."""
-    ov = _import_openvino()
-    try:
-        core = ov.Core()
-        blob = cached = None
-        if folder is not None:
-            key = _cache_key(ov, core, digest, outputs)
-            cached = folder / f"{name}-{key}.blob"
-            blob = _read_blob(cached)
-        compiled: list[Any] = []
-        if blob is not None:
+class LoadedBackbone:
+    """A backbone on its way: files checked, taps chosen, its first network taken from the cache.
+
+    For `load_backbone` and `engine.head_start`; errors as for `load_backbone`.
+
+    Parameters
+    ----------
+    name : str
+        A backbone's, not of joined ones.
+    taps : sequence of str or "all", optional
+        As for `load_backbone`.
+    folder : Path, optional
+        Of the cache; None keeps nothing.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        taps: Sequence[str] | Literal["all"] | None = None,
+        folder: Path | None = None,
+    ) -> None:
+        self._name = name
+        self._place = (MODELS_DIR, folder)
+        self._card, self._digest = _checked_card(name)
+        self._taps, self._outputs = self._choose(taps)
+        try:
+            self._version = openvino_c.version()
+        except ImportError as error:
+            raise _missing(error) from error
+        self._cached: Path | None = None
+        self._blob: bytes | memoryview | None = None
+        self._networks: list[openvino_c.Network] = []
+        with self._explained():
+            self._core = openvino_c.Core(_CONFIGURATION)
+            if folder is not None:
+                key = _cache_key(self._version, self._core.cpu_name(), self._digest, self._outputs)
+                self._cached = folder / f"{name}-{key}.blob"
+                self._blob = _read_blob(self._cached)
+        if self._blob is not None:
             # A blob another build left under our key must not stop a prediction.
             with contextlib.suppress(RuntimeError):
-                compiled = [core.import_model(blob, "CPU", _CONFIGURATION)]
-        if not compiled:
-            blob = None
-            model = core.read_model(MODELS_DIR / f"{name}.xml")
-            _truncate(ov, model, outputs)
-            compiled = [core.compile_model(model, "CPU", _CONFIGURATION)]
-            if cached is not None:
-                _write_blob(cached, compiled[0])
-        if n_streams > 1:
-            blob = blob or _export(compiled[0])
-            compiled += [
-                core.import_model(blob, "CPU", _CONFIGURATION) for _ in range(n_streams - 1)
-            ]
-        return compiled
-    except RuntimeError as error:
-        lines = str(error).strip().splitlines()
-        raise BackboneError(
-            f"OpenVINO {ov.__version__} cannot run backbone {name} on this CPU "
-            f"({platform.processor() or platform.machine()}): {lines[-1] if lines else error}; "
-            "on a CPU without AVX2 install the last release that supports it: "
-            "pip install openvino==2025.4.1"
-        ) from error
+                self._networks.append(self._core.import_network(self._blob))
+
+    def serves(self, taps: Sequence[str] | Literal["all"] | None, folder: Path | None) -> bool:
+        """Take other taps if the network has them and came from the same folders."""
+        chosen, outputs = self._choose(taps)
+        if self._place != (MODELS_DIR, folder) or outputs != self._outputs:
+            return False
+        self._taps = chosen
+        return True
+
+    def _choose(
+        self, taps: Sequence[str] | Literal["all"] | None
+    ) -> tuple[tuple[str, ...], list[str]]:
+        """Return the taps wanted and the outputs of the network.
+
+        Taps before the last one stay outputs even when nobody wants them: whether a feature map
+        leaves the network changes what OpenVINO fuses there, and with it the last bits of all that
+        follows. So the same picture has the same features whatever else was asked for.
+        """
+        chosen = _checked_taps(self._name, self._card, taps)
+        names = [tap["name"] for tap in self._card["taps"]]
+        return chosen, names[: 1 + max(names.index(tap) for tap in chosen)]
+
+    def finish(self, n_streams: int) -> Backbone:
+        """Compile what was not cached, and put the backbone together."""
+        with self._explained():
+            if not self._networks or self._blob is None:
+                self._blob = _compile(self._name, self._outputs)
+                if self._cached is not None:
+                    _write_blob(self._cached, self._blob, f"{self._name}-*.blob")
+            while len(self._networks) < n_streams:
+                self._networks.append(self._core.import_network(self._blob))
+        return Backbone(
+            card=self._card, digest=self._digest, taps=self._taps, networks=self._networks
+        )
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            if isinstance(error, BackboneError):
+                raise
+            lines = str(error).strip().splitlines()
+            raise BackboneError(
+                f"OpenVINO {self._version} cannot run backbone {self._name} on this CPU "
+                f"({_machine()}): {lines[-1] if lines else error}; "
+                "on a CPU without AVX2 install the last release that supports it: "
+                "pip install openvino==2025.4.1"
+            ) from error
 
 
-def _export(compiled: Any) -> bytes:
-    exported = compiled.export_model()
+def _missing(error: ImportError) -> BackboneError:
+    return BackboneError(
+        f"OpenVINO cannot be imported ({error}); install it with: pip install 'openvino>=2025.4'"
+    )
+
+
+def _compile(name: str, outputs: Sequence[str]) -> bytes:
+    """Compile the network up to the last of ``outputs``; return what can be imported and kept."""
+    ov = _import_openvino()
+    core = ov.Core()
+    model = core.read_model(MODELS_DIR / f"{name}.xml")
+    _truncate(ov, model, outputs)
+    exported = core.compile_model(model, "CPU", _CONFIGURATION).export_model()
     return exported if isinstance(exported, bytes) else bytes(exported.getvalue())
 
 
@@ -619,7 +677,8 @@ def _usable_cpus() -> int:
 # reads half of it. Here a blob appears whole, and carries its SHA-256.
 
 
-def _default_cache_dir() -> Path | None:
+def default_cache_dir() -> Path | None:
+    """Return the folder for compiled networks that `load_backbone` takes when none is named."""
     if sys.platform == "win32":
         base = os.environ.get("LOCALAPPDATA")
     elif sys.platform == "darwin":
@@ -630,41 +689,65 @@ def _default_cache_dir() -> Path | None:
     return Path(base) / "hilum" if base and Path(base).is_absolute() else None
 
 
-def _cache_key(ov: Any, core: Any, digest: str, outputs: Sequence[str]) -> str:
+def _cache_key(version: str, cpu: str, digest: str, outputs: Sequence[str]) -> str:
     """Name what a compiled network depends on: network, options, OpenVINO and CPU."""
     flags = ""
-    with contextlib.suppress(OSError):
-        # A virtual machine's model name says little ("AMD EPYC"); its flags say what it can do.
-        text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
-        flags = next((line for line in text.splitlines() if line.startswith("flags")), "")
+    # A virtual machine's model name says little ("AMD EPYC"); its flags say what it can do.
+    with (
+        contextlib.suppress(OSError),
+        open("/proc/cpuinfo", encoding="ascii", errors="replace") as lines,  # noqa: PTH123
+    ):
+        flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
     facts = {
         "backbone": digest,
         "outputs": list(outputs),
         "configuration": _CONFIGURATION,
-        "openvino": ov.__version__,
-        "cpu": core.get_property("CPU", "FULL_DEVICE_NAME"),
-        "machine": [platform.machine(), platform.processor(), flags],
+        "openvino": version,
+        "cpu": cpu,
+        "machine": [_machine(), flags],
         "limits": {name: os.environ.get(name) for name in ISA_VARIABLES},
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _read_blob(path: Path) -> bytes | None:
+def _machine() -> str:
+    # Not the module platform, which starts a program (uname) to learn no more than this.
+    if sys.platform == "win32":
+        return os.environ.get("PROCESSOR_IDENTIFIER", "")
+    return os.uname().machine
+
+
+def _read_blob(path: Path) -> memoryview | None:
     try:
-        data = path.read_bytes()
+        data = memoryview(path.read_bytes())
+        n_head = len(CACHE_MAGIC) + 32
+        blob = data[n_head:]
+        if data[:n_head] != CACHE_MAGIC + hashlib.sha256(blob).digest():
+            return None
+        # Once a day is enough to know what is in use.
+        if abs(time.time() - path.stat().st_mtime) > _DAY_SECONDS:
+            with contextlib.suppress(OSError):
+                os.utime(path)
     except (OSError, RuntimeError):
-        return None
-    n_head = len(CACHE_MAGIC) + 32
-    blob = data[n_head:]
-    if data[:n_head] != CACHE_MAGIC + hashlib.sha256(blob).digest():
         return None
     return blob
 
 
-def _write_blob(path: Path, compiled: Any) -> None:
-    """Keep a compiled network; a folder that cannot be written only costs time."""
+def _write_blob(path: Path, blob: bytes, others: str) -> None:
+    """Keep a compiled network; a folder that cannot be written only costs time.
+
+    Parameters
+    ----------
+    path : Path
+        Where to.
+    blob : bytes
+        What to keep.
+    others : str
+        Pattern of the files it stands beside; those unused for `UNUSED_DAYS` are removed.
+    """
+    import tempfile
+
     try:
-        blob = _export(compiled)
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, part = tempfile.mkstemp(dir=path.parent, prefix=".part-")
         try:
@@ -674,5 +757,16 @@ def _write_blob(path: Path, compiled: Any) -> None:
         except BaseException:
             Path(part).unlink(missing_ok=True)
             raise
+        _remove_old(path.parent, others, UNUSED_DAYS)
+        # Of writers that were killed.
+        _remove_old(path.parent, ".part-*", 1)
     except (OSError, RuntimeError):
         return
+
+
+def _remove_old(folder: Path, pattern: str, days: int) -> None:
+    oldest = time.time() - days * _DAY_SECONDS
+    for path in folder.glob(pattern):
+        with contextlib.suppress(OSError):
+            if path.stat().st_mtime < oldest:
+                path.unlink()

@@ -1,6 +1,6 @@
-"""Generation of ``_hilum.py``, cffi's declarations of the C library; run by CMake.
+"""Generation of cffi's declarations of a C library as a Python module; run by CMake.
 
-Usage: ``python formats/_build_ffi.py HEADER OUT``. Only the build needs this file, cffi's
+Usage: ``python formats/_build_ffi.py MODULE HEADER OUT``. Only the build needs this file, cffi's
 parser and pycparser: what it writes needs ``_cffi_backend`` alone.
 """
 
@@ -18,20 +18,21 @@ def main(argv: list[str]) -> int:
     Parameters
     ----------
     argv : list of str
-        Header to read and module to write.
+        Full name of the module, header to read and file to write.
 
     Returns
     -------
     int
         Exit code: 0 done, 2 usage.
     """
-    if len(argv) != 2:
-        print("usage: _build_ffi.py HEADER OUT", file=sys.stderr)
+    if len(argv) != 3:
+        print("usage: _build_ffi.py MODULE HEADER OUT", file=sys.stderr)
         return 2
-    header, out = map(Path, argv)
+    module = argv[0]
+    header, out = map(Path, argv[1:])
     builder = cffi.FFI()
     # ABI mode (no C source): no Python.h and no compiler is needed for the Python side.
-    builder.set_source("formats._hilum", None)
+    builder.set_source(module, None)
     builder.cdef(header.read_text(encoding="utf-8"))
     builder.emit_python_code(str(out))
     return 0

@@ -8,12 +8,12 @@ part (``_cffi_backend``) only.
 from __future__ import annotations
 
 import sys
-from importlib import import_module
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from formats._generated import import_generated
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -25,34 +25,13 @@ _MISSING = "the compiled reader is missing; in a checkout run: pip install -e ."
 _SUFFIXES = {"win32": ".dll", "darwin": ".dylib"}
 
 
-def _declarations() -> Any:
-    """Import the generated declarations, wherever they were installed.
-
-    ``python -m`` in a checkout takes the checkout's ``formats``, and after a plain
-    ``pip install .`` the generated module lies in the ``formats`` of site-packages.
-    """
-    name = "formats._hilum"
-    try:
-        # By name: type checkers must pass without the generated module.
-        return import_module(name)
-    except ImportError as exc:
-        for folder in sys.path:
-            path = Path(folder) / "formats" / "_hilum.py"
-            spec = spec_from_file_location(name, path) if path.is_file() else None
-            if spec is not None and spec.loader is not None:
-                module = module_from_spec(spec)
-                spec.loader.exec_module(module)
-                return module
-        raise ImportError(_MISSING, name=name) from exc
-
-
 def _load() -> tuple[Any, Any]:
     """Load the declarations and the library beside them.
 
     In an editable install both lie in site-packages while this file lies in the checkout:
     hence beside ``_hilum``, not beside this file.
     """
-    declarations = _declarations()
+    declarations = import_generated("formats._hilum", _MISSING)
     path = Path(declarations.__file__).with_name("libhilum" + _SUFFIXES.get(sys.platform, ".so"))
     try:
         library: Any = declarations.ffi.dlopen(str(path))

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -134,18 +135,18 @@ def test_asking_for_fewer_taps_changes_no_bit(loaded: Backbone) -> None:
 
 def test_the_network_stops_after_the_last_tap() -> None:
     def n_layers(taps: list[str] | Literal["all"]) -> int:
-        compiled: Any = None
-        original = module.Backbone.__init__
+        cut: Any = None
+        original = module._truncate
 
-        def spy(self: Backbone, **kwargs: Any) -> None:
-            nonlocal compiled
-            compiled = kwargs["compiled"][0]
-            original(self, **kwargs)
+        def spy(ov: Any, model: Any, outputs: list[str]) -> None:
+            nonlocal cut
+            original(ov, model, outputs)
+            cut = model
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(module.Backbone, "__init__", spy)
+            patch.setattr(module, "_truncate", spy)
             load_backbone(streams=1, taps=taps, cache_dir="")
-        return len(compiled.get_runtime_model().get_ops())
+        return len(cut.get_ops())
 
     assert n_layers(["block4"]) < n_layers(["block10"]) < n_layers("all")
 
@@ -173,7 +174,7 @@ for thread in threads: thread.join()
 
 
 def test_first_two_threads_do_not_wait_for_each_other(repository: Path) -> None:
-    """Without the access in Backbone.__init__, 8 of 15 such processes hung for ever."""
+    """Through OpenVINO's Python package 8 of 15 such processes hung for ever."""
     for _ in range(6):
         subprocess.run([sys.executable, "-c", RACE], cwd=repository, check=True, timeout=60)
 
@@ -222,31 +223,66 @@ def test_damaged_cache_is_replaced(default: Backbone, tmp_path: Path, damage: st
 def test_another_cpu_or_instruction_set_has_a_blob_of_its_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    class Core:
-        name = "One CPU"
+    facts = {"version": "1", "cpu": "One CPU", "digest": "digest", "outputs": ["block4"]}
 
-        def get_property(self, *_: str) -> str:
-            return self.name
-
-    class OpenVino:
-        __version__ = "1"
-
-    def key() -> str:
-        return module._cache_key(OpenVino, core, "digest", ["block4"])
+    def key(**changes: Any) -> str:
+        return module._cache_key(**(facts | changes))
 
     for variable in module.ISA_VARIABLES:
         monkeypatch.delenv(variable, raising=False)
-    core = Core()
     keys = [key(), key()]
     assert keys[0] == keys[1]
-    core.name = "Another CPU"
-    keys.append(key())
+    keys.append(key(cpu="Another CPU"))
+    keys.append(key(version="2"))
+    keys.append(key(digest="another"))
+    keys.append(key(outputs=["block2", "block4"]))
     for variable in module.ISA_VARIABLES:
         monkeypatch.setenv(variable, "SSE41")
         keys.append(key())
-    OpenVino.__version__ = "2"
+    monkeypatch.setattr(module, "_machine", lambda: "armv9")
+    keys.append(key())
+    monkeypatch.setitem(module._CONFIGURATION, "NUM_STREAMS", "2")
     keys.append(key())
     assert len(set(keys)) == len(keys) - 1
+
+
+def test_what_is_in_use_is_kept_and_what_is_not_is_removed(tmp_path: Path) -> None:
+    load_backbone(streams=1, cache_dir=tmp_path)
+    (blob,) = tmp_path.iterdir()
+    long_ago = time.time() - (module.UNUSED_DAYS + 1) * 86_400
+    of_another = tmp_path / "efficientnet-lite2-0123456789abcdef.blob"
+    unused = tmp_path / "efficientnet-lite0-0123456789abcdef.blob"
+    recent = tmp_path / "efficientnet-lite0-fedcba9876543210.blob"
+    part = tmp_path / ".part-killed"
+    foreign = tmp_path / "notes.txt"
+    for path in (of_another, unused, recent, part, foreign):
+        path.write_bytes(b"x")
+    for path in (of_another, unused, part, foreign, blob):
+        os.utime(path, (long_ago, long_ago))
+    load_backbone(streams=1, cache_dir=tmp_path)  # used: as good as new
+    assert blob.stat().st_mtime > time.time() - 3600
+    assert unused.exists()  # a start that writes nothing removes nothing
+    load_backbone(streams=1, taps=["block4"], cache_dir=tmp_path)
+    assert not unused.exists()
+    assert not part.exists()
+    assert all(path.exists() for path in (blob, of_another, recent, foreign))
+
+
+def test_cached_network_needs_no_python_package(tmp_path: Path, repository: Path) -> None:
+    load_backbone(streams=1, cache_dir=tmp_path)
+    program = (
+        "import sys, engine.backbone as b\n"
+        "b.load_backbone(streams=2, cache_dir=sys.argv[1])\n"
+        "print([m for m in ('openvino', 'numpy') if m in sys.modules])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "[]"
 
 
 def test_unusable_cache_folder_is_no_error(default: Backbone, tmp_path: Path) -> None:
@@ -263,13 +299,13 @@ def test_default_cache_lies_in_the_users_folder(
     for variable in ("XDG_CACHE_HOME", "LOCALAPPDATA"):
         monkeypatch.setenv(variable, str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path))
-    folder = module._default_cache_dir()
+    folder = module.default_cache_dir()
     assert folder is not None
     assert folder.is_relative_to(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", "relative/folder")
     monkeypatch.setenv("LOCALAPPDATA", "relative/folder")
     if sys.platform != "darwin":
-        assert module._default_cache_dir() is None
+        assert module.default_cache_dir() is None
 
 
 def test_unknown_name_lists_the_valid_ones() -> None:
@@ -353,14 +389,22 @@ def test_damaged_card_is_refused(
 
 
 def test_openvino_refusing_the_cpu_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Refusing:
-        __version__ = "2099.1"
+    def refuse(_: Any) -> None:
+        raise module.openvino_c.OpenVinoError("deep inside:\nthis CPU is too old")
 
+    monkeypatch.setattr(module.openvino_c, "version", lambda: "2099.1")
+    monkeypatch.setattr(module.openvino_c, "Core", refuse)
+    with pytest.raises(BackboneError, match=r"2099\.1 cannot run .*too old.*openvino==2025\.4\.1"):
+        load_backbone(cache_dir="")
+
+
+def test_failing_compilation_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refusing:
         def Core(self) -> Any:  # noqa: N802 - OpenVINO's name
-            raise RuntimeError("deep inside:\nthis CPU is too old")
+            raise RuntimeError("deep inside:\nno such instruction")
 
     monkeypatch.setattr(module, "_import_openvino", Refusing)
-    with pytest.raises(BackboneError, match=r"2099\.1 cannot run .*too old.*openvino==2025\.4\.1"):
+    with pytest.raises(BackboneError, match=r"cannot run .*no such instruction.*==2025\.4\.1"):
         load_backbone(cache_dir="")
 
 
@@ -368,11 +412,16 @@ def test_missing_openvino_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(BackboneError, match=r"OpenVINO cannot be imported.*pip install"):
         load_backbone(cache_dir="")
+    monkeypatch.setattr(module.openvino_c, "_loaded", None)
+    with pytest.raises(BackboneError, match=r"OpenVINO cannot be imported.*pip install"):
+        load_backbone(cache_dir="")
 
 
 def test_failing_inference_is_an_engine_error(monkeypatch: pytest.MonkeyPatch) -> None:
     class Failing:
-        def get_input_tensor(self, _: int) -> Any:
+        input = bytearray(224 * 224)
+
+        def run(self) -> None:
             raise RuntimeError("out of memory")
 
     broken = load_backbone(streams=1, cache_dir="")
