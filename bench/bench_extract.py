@@ -16,8 +16,9 @@ import numpy as np
 
 import engine
 from bench.conftest import cpu_seconds
-from engine.features import choose_blocks, feature_vector, in_order
+from engine.features import choose_blocks, feature_vector
 from engine.images import Preprocessing, preprocess, read_picture
+from engine.inference import in_order
 
 ROUNDS = 7
 

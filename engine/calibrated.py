@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.calibration import choose_thresholds, fit_calibration
+from engine.calibration import choose_thresholds, decide, fit_calibration
 from engine.dataset import Dataset, originals_of
 from engine.fitting import Fitted
-from engine.metrics import Evaluation, decide, evaluate_predictions
+from engine.metrics import Evaluation, evaluate_predictions
 from engine.plan import Plan
 from engine.rows import Crew
 from engine.selection import Selection, fit_selected, select_settings

@@ -7,7 +7,7 @@ of cross-validation. It is plain NumPy, so that a prediction need not load what 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ __all__ = [
     "Calibration",
     "choose_threshold",
     "choose_thresholds",
+    "decide",
     "entropy_weights",
     "fit_calibration",
     "fit_isotonic",
@@ -152,6 +153,38 @@ class Calibration:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def decide(
+    probabilities: NDArray[np.float64], thresholds: Sequence[float], *, multilabel: bool
+) -> NDArray[Any]:
+    """Turn probabilities into decisions.
+
+    Parameters
+    ----------
+    probabilities : float64 (n, k)
+        Of a softmax or multi-label head.
+    thresholds : sequence of float
+        One per class, or empty. Softmax with two classes: the second class from its threshold
+        on. Softmax with more: the most probable class, the first of equals; thresholds are not
+        used. Multi-label: each label from its threshold on, 0.5 if empty.
+    multilabel : bool
+        Which of the two.
+
+    Returns
+    -------
+    int64 (n,) or bool (n, k)
+        Class indices, or which labels are present.
+    """
+    if multilabel:
+        limits = np.asarray(thresholds if len(thresholds) else 0.5, np.float64)
+        present: NDArray[np.bool_] = probabilities >= limits
+        return present
+    if len(thresholds) == 2 and probabilities.shape[1] == 2:
+        second: NDArray[np.int64] = (probabilities[:, 1] >= thresholds[1]).astype(np.int64)
+        return second
+    most_probable: NDArray[np.int64] = probabilities.argmax(axis=1).astype(np.int64)
+    return most_probable
 
 
 def entropy_weights(labels: NDArray[Any], n_classes: int, *, balanced: bool) -> NDArray[np.float64]:
@@ -558,7 +591,7 @@ def choose_thresholds(
     tuple of float
         Softmax with two classes: (1 - t, t) with t of the second class by `choose_threshold`.
         Softmax with more: one per class where a sensitivity or specificity was asked for. They are
-        for reporting: the most probable class is decided all the same (`engine.metrics.decide`).
+        for reporting: the most probable class is decided all the same (`decide`).
         Empty otherwise. Multi-label: one per label.
 
     Raises

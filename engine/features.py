@@ -8,12 +8,10 @@ import hmac
 import json
 import os
 import secrets
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,8 +32,9 @@ from engine.images import (
     read_picture,
     read_preprocessing,
 )
+from engine.inference import feature_maps, in_order, network_inputs
+from engine.jit import load as load_kernels
 from engine.manifest import UNCERTAIN_SUFFIX, Sample, collect_samples
-from engine.picture import Picture
 from engine.pooling import (
     FLOOR_SIDE,
     Block,
@@ -57,20 +56,11 @@ if TYPE_CHECKING:
 __all__ = [
     "Extraction",
     "extract_features",
-    "feature_maps",
     "feature_vector",
     "feature_views",
-    "in_order",
-    "network_inputs",
 ]
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
 SPLIT_CODES = {"": 0, "train": 1, "valid": 2, "test": 3}
-# Enough finished work in hand that a slow picture never starves the other worker, few enough that
-# memory stays at a handful of feature maps.
-ITEMS_IN_FLIGHT_PER_WORKER = 4
 # Images decoded before the network runs; more did not make extraction faster.
 IMAGES_PER_CHUNK = 8
 UNKNOWN_SOURCE = "unknown"
@@ -79,7 +69,7 @@ UNKNOWN_SOURCE = "unknown"
 _SHOWN_BY_MANIFEST = ("body_part", "lateral")
 # Pixels of the whole picture as they are, whatever its shape: a floor shall see what gives a
 # source away, such as exposure, borders and markers, which a preprocessing may take out.
-_FLOOR_RULES = Preprocessing(height=FLOOR_SIDE, width=FLOOR_SIDE, fit="stretch", filter="box")
+_FLOOR_RULES = Preprocessing(height=FLOOR_SIDE, width=FLOOR_SIDE, fit="stretch")
 # So many other images are looked for before a missing one is taken for the loss of all.
 _NEIGHBOURS = 16
 _KEY_BYTES = 16
@@ -123,49 +113,6 @@ class Extraction:
     n_contradicting: int = 0
     has_patients: bool = False
     unfinished: Path | None = None
-
-
-def network_inputs(
-    picture: Picture, preprocessing: Preprocessing | JoinedPreprocessing
-) -> tuple[NDArray[np.uint8], ...]:
-    """Preprocess a picture for a backbone, or for each of joined ones.
-
-    Parameters
-    ----------
-    picture : Picture
-        From :func:`engine.images.read_picture`.
-    preprocessing : Preprocessing or JoinedPreprocessing
-        How the picture becomes the input of each network.
-
-    Returns
-    -------
-    tuple of uint8 arrays, each (1, height, width)
-        One for each network.
-    """
-    return tuple(preprocess(picture, rules) for rules in preprocessing.parts)
-
-
-def feature_maps(
-    backbone: Backbone, inputs: Sequence[NDArray[np.uint8]], view: View | None = None
-) -> dict[str, NDArray[np.float32]]:
-    """Run a backbone, or joined ones, over one picture or a view of it.
-
-    Parameters
-    ----------
-    backbone : Backbone
-        Loaded network.
-    inputs : sequence of uint8 arrays, each (1, height, width)
-        From :func:`network_inputs`.
-    view : View, optional
-        From :func:`engine.views.draw_views`; the picture itself if left out.
-
-    Returns
-    -------
-    dict of str to float32 (1, c, h, w)
-        Feature maps by tap.
-    """
-    seen = inputs if view is None else [apply_view(image, view) for image in inputs]
-    return backbone.infer_parts([image[np.newaxis] for image in seen])
 
 
 def feature_vector(
@@ -434,6 +381,7 @@ def extract_features(
         "notes": _digest(notes),
         "keys": None if sample_key_secret is None else _key(sample_key_secret, b"").hex(),
     }
+    load_kernels()  # many pictures: see engine.jit
     with formats.ContainerWriter(
         out,
         dim=feature_width(blocks),
@@ -726,44 +674,6 @@ def choose_blocks(
         if pooling is not None:
             taps = ",".join(tap_names(taps))
     return parse_taps(taps, pooling, channels)
-
-
-def in_order(
-    work: Callable[[Item], Result], items: Iterable[Item], n_workers: int
-) -> Iterator[Result]:
-    """Yield the results of a few threads in the order of the items.
-
-    Decoding, inference and pooling all release the interpreter lock, so each thread keeps a core
-    busy with whatever stage its image is in: stages overlap without queues between them.
-
-    Parameters
-    ----------
-    work : callable
-        Called as ``work(item)`` in one of the threads; what it raises is raised here.
-    items : iterable
-        May be endless: at most a few items a thread are taken ahead of the results.
-    n_workers : int
-        Number of threads; with one, the caller's does the work.
-
-    Yields
-    ------
-    object
-        ``work(item)`` for each item.
-    """
-    if n_workers == 1:
-        yield from map(work, items)
-        return
-    pending: deque[Future[Result]] = deque()
-    pool = ThreadPoolExecutor(n_workers, thread_name_prefix="hilum")
-    try:
-        for item in items:
-            pending.append(pool.submit(work, item))
-            if len(pending) >= ITEMS_IN_FLIGHT_PER_WORKER * n_workers:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 class _Table:

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.calibration import Calibration
+from engine.calibration import Calibration, decide
 from engine.errors import HeadFileError, MismatchError
-from engine.metrics import decide
+from engine.jit import ready
 from engine.ood import OodModel
 from engine.pooling import Block, blocks_from_notes, blocks_to_notes, feature_width
 from formats import canonical_json, preprocessing_digest, read_head, write_head
@@ -58,7 +58,7 @@ class Head:
         How logits become probabilities, which are those of a population with the class
         frequencies that ``training["prevalence"]`` names.
     thresholds : tuple of float
-        One per class, or empty; see `engine.metrics.decide`.
+        One per class, or empty; see `engine.calibration.decide`.
     backbone, backbone_digest : str
         Name and SHA-256 of the backbone.
     preprocessing, preprocessing_digest : dict, str
@@ -150,14 +150,16 @@ class Head:
         MismatchError
             X has another width.
         """
-        from engine.kernels.heads import standardise
-
         X = np.asarray(X, np.float32)
         if X.ndim != 2 or X.shape[1] != len(self.mean):
             raise MismatchError(
                 f"head {self.name!r} takes features (n, {len(self.mean)}), found {X.shape}; "
                 "extract them with the head's taps and poolings"
             )
+        if ready():
+            from engine.kernels.heads import standardise
+        else:
+            from engine.plain import standardise
         standard = np.empty(X.shape, np.float32)
         standardise(X, self.mean, self.scale, standard)
         return standard
@@ -375,11 +377,21 @@ def network_logits(
     float64 (n, k)
         Logits.
     """
-    from engine.kernels import heads as kernels
-
     wide = {name: np.ascontiguousarray(array, np.float64) for name, array in weights.items()}
     weight, bias = wide["weight"], wide["bias"]
     out = np.empty((len(standard), len(bias)))
+    if not ready():
+        from engine.plain import logits, mlp_logits
+
+        if "hidden.weight" not in wide:
+            logits(standard, weight, bias, out)
+        else:
+            first = wide["hidden.weight"], wide["hidden.bias"]
+            mlp_logits(standard, *first, weight, bias, out)
+        return out
+
+    from engine.kernels import heads as kernels
+
     lanes = np.empty(kernels.LANES)
     if "hidden.weight" not in wide:
         kernels.logits(standard, weight, bias, lanes, out)

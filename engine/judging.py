@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.calibration import decide
 from engine.dataset import check_marks, chosen_blocks, load_rows, open_rows, parents_of, shorten
 from engine.errors import MismatchError, SplitError
 from engine.heads import Head
-from engine.metrics import Evaluation, decide, evaluate_predictions
+from engine.jit import load as load_kernels
+from engine.metrics import Evaluation, evaluate_predictions
 from engine.rows import Crew, Feed
 from engine.work import Course, Progress
 from formats import SPLITS
@@ -75,6 +77,7 @@ def evaluate_head(
                 f"{what} ({head.backbone}), or train a head on this container"
             )
     check_same_classes(head, container)
+    load_kernels()  # many rows: see engine.jit
     choose, name = judging_rows(container, split)
     blocks = chosen_blocks(container)
     course = Course(1, progress)

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.calibration import decide
 from engine.recalibration import fit_intercept, fit_line, logits_of
 from engine.resampling import (
     BINS,
@@ -44,7 +45,6 @@ __all__ = [
     "balanced_accuracy",
     "brier",
     "confusion_matrix",
-    "decide",
     "evaluate_predictions",
     "expected_calibration_error",
     "predictive_values",
@@ -217,38 +217,6 @@ def at_frequencies_of(
     for_it = probabilities * np.where(both, present, 1)
     against = (1.0 - probabilities) * np.where(both, absent, 1)
     return np.asarray(for_it / (for_it + against), np.float64)
-
-
-def decide(
-    probabilities: NDArray[np.float64], thresholds: Sequence[float], *, multilabel: bool
-) -> NDArray[Any]:
-    """Turn probabilities into decisions.
-
-    Parameters
-    ----------
-    probabilities : float64 (n, k)
-        Of a softmax or multi-label head.
-    thresholds : sequence of float
-        One per class, or empty. Softmax with two classes: the second class from its threshold
-        on. Softmax with more: the most probable class, the first of equals; thresholds are not
-        used. Multi-label: each label from its threshold on, 0.5 if empty.
-    multilabel : bool
-        Which of the two.
-
-    Returns
-    -------
-    int64 (n,) or bool (n, k)
-        Class indices, or which labels are present.
-    """
-    if multilabel:
-        limits = np.asarray(thresholds if len(thresholds) else 0.5, np.float64)
-        present: NDArray[np.bool_] = probabilities >= limits
-        return present
-    if len(thresholds) == 2 and probabilities.shape[1] == 2:
-        second: NDArray[np.int64] = (probabilities[:, 1] >= thresholds[1]).astype(np.int64)
-        return second
-    most_probable: NDArray[np.int64] = probabilities.argmax(axis=1).astype(np.int64)
-    return most_probable
 
 
 def auroc(scores: NDArray[np.float64], positive: NDArray[np.bool_]) -> float | None:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import BackboneError, MismatchError
+from engine.jit import ready
 
 __all__ = [
     "BORDER_TAP",
@@ -343,6 +344,7 @@ def pool_features(
     """Pool feature maps to feature vectors.
 
     Each map is read once, whatever the number of poolings. Thread-safe; the work releases the GIL.
+    Kernels do it where `engine.jit.ready`, and NumPy otherwise: the bits are the same.
 
     Parameters
     ----------
@@ -367,8 +369,6 @@ def pool_features(
     ValueError
         `out` has another shape or dtype, or is read-only.
     """
-    from engine.kernels.pooling import pool_maps
-
     n: int | None = None
     offsets: dict[str, NDArray[np.int64]] = {}
     for block in blocks:
@@ -413,6 +413,13 @@ def pool_features(
             f"out is {out.dtype} {out.shape}, writeable={out.flags.writeable}; expected a "
             f"writeable float32 {shape}"
         )
+    if ready():
+        from engine.kernels.pooling import pool_maps
+    else:
+        from engine.plain import pool_maps
     for tap, slots in offsets.items():
-        pool_maps(maps[tap], slots, out)
+        # To numba, maps that may be written are of another type than maps that may not.
+        seen = maps[tap].view()
+        seen.flags.writeable = False
+        pool_maps(seen, slots, out)
     return out

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.calibrated import Outcome, check_learned, fit_calibrated
+from engine.calibration import decide
 from engine.dataset import (
     Dataset,
     as_containers,
@@ -31,7 +32,7 @@ from engine.dataset import (
     sides,
 )
 from engine.errors import SplitError
-from engine.metrics import Evaluation, decide, evaluate_predictions
+from engine.metrics import Evaluation, evaluate_predictions
 from engine.plan import Options, Plan, count_folds, make_plan
 from engine.rows import MEMORY_BYTES, Crew
 from engine.splits import check_classes, grouped_folds, source_folds

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from formats._atomic import atomic_write, open_regular
+    from formats._json import canonical_json, preprocessing_digest
     from formats.container import SPLITS, Container, open_container
     from formats.convert import export_container, import_container
     from formats.editing import (
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
         WriteError,
     )
     from formats.head_file import check_head_path, read_head, write_head
-    from formats.notes import canonical_json, preprocessing_digest, validate_notes
+    from formats.notes import validate_notes
     from formats.signing import (
         KeyPair,
         make_key_pair,
@@ -62,7 +63,7 @@ _HOMES = {
     "WriteError": "errors",
     "assign_splits": "splitting",
     "atomic_write": "_atomic",
-    "canonical_json": "notes",
+    "canonical_json": "_json",
     "check_head_path": "head_file",
     "export_container": "convert",
     "import_container": "convert",
@@ -70,7 +71,7 @@ _HOMES = {
     "merge_containers": "editing",
     "open_container": "container",
     "open_regular": "_atomic",
-    "preprocessing_digest": "notes",
+    "preprocessing_digest": "_json",
     "read_head": "head_file",
     "require_signatures": "signing",
     "resplit_container": "editing",

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
-import shutil
 import stat
 from os import PathLike
 from pathlib import Path
@@ -42,7 +40,7 @@ def atomic_write(path: str | PathLike[str], data: bytes | bytearray | memoryview
         The folder is missing, read-only or full; says which and what to do.
     """
     target = Path(path)
-    temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}.part")
+    temporary = target.with_name(f".{target.name[:200]}.{os.urandom(4).hex()}.part")
     try:
         # 0o666 and the umask decide, as for any file the user makes; mkstemp would give 0o600
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
@@ -172,6 +170,8 @@ def explain_write_failure(path: Path, exc: OSError, needed_bytes: int = 0) -> st
     folder = path.parent
     if exc.errno in (errno.ENOSPC, errno.EDQUOT):
         wanted = f"about {needed_bytes} bytes are needed" if needed_bytes else "more is needed"
+        import shutil  # brings the compression libraries along
+
         try:
             free = f"{shutil.disk_usage(folder).free} bytes are free in {folder}"
         except OSError:

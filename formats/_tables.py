@@ -29,10 +29,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from formats._atomic import explain_write_failure, open_regular, sync_folder
+from formats._json import canonical_json, parse_json
 from formats._rows import COLUMNS, piece_rows
 from formats.container import PROJECTIONS, SPLITS
 from formats.errors import ContainerError, NotesError, WriteError
-from formats.notes import canonical_json, parse_json
 
 __all__ = [
     "ALIASES",

@@ -16,10 +16,11 @@ import numpy.typing as npt
 from numpy.typing import NDArray
 
 from formats import datasets
+from formats._json import parse_json, preprocessing_digest
 from formats._library import ffi, lib
 from formats._status import container_error
 from formats.errors import ContainerError, Corrupt, NotesError
-from formats.notes import parse_json, preprocessing_digest, validate_notes
+from formats.notes import validate_notes
 
 if TYPE_CHECKING:
     from concurrent.futures import Future

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from formats._atomic import explain_write_failure, write_at
+from formats._json import preprocessing_digest
 from formats._rows import (
     COLUMNS,
     ELEMENTS,
@@ -51,7 +52,7 @@ from formats.container import AGE_TOP, AGE_UNKNOWN, PROJECTIONS, SPLITS
 from formats.container import SEXES as SEX_NAMES
 from formats.editing import EditReport, _neutralise
 from formats.errors import ContainerError, NotesError, WriteError
-from formats.notes import preprocessing_digest, validate_notes
+from formats.notes import validate_notes
 from formats.writer import ContainerWriter
 
 __all__ = ["export_container", "import_container"]

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from formats._atomic import atomic_write
-from formats._status import MAGIC, PART_MAGIC, describe_first_bytes
+from formats._first_bytes import MAGIC, PART_MAGIC, describe_first_bytes
+from formats._json import canonical_json, parse_json
 from formats.errors import HeadFileError, NotesError, WriteError
-from formats.notes import canonical_json, parse_json
 
 __all__ = ["check_head_path", "read_head", "write_head"]
 
@@ -51,7 +50,10 @@ def write_head(
         The file cannot be written, the arguments cannot be stored, or a file of another kind is
         at `path`; such a file keeps its bytes.
     """
-    from safetensors.numpy import save  # only heads need it
+    # Reading a head, which every prediction does, needs neither.
+    from safetensors.numpy import save
+
+    from formats._atomic import atomic_write
 
     check_head_path(path)
     if not tensors:

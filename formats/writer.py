@@ -27,12 +27,13 @@ from numpy.typing import NDArray
 # to a module that is missing nor to a folder that may no longer be read when they are sealed.
 import formats._identity  # noqa: F401
 from formats._atomic import explain_write_failure, sync_folder, write_at
+from formats._first_bytes import MAGIC, PART_MAGIC, describe_first_bytes
 from formats._journal import Journal, RowRecord
+from formats._json import MAX_BYTES, canonical_json, preprocessing_digest
 from formats._library import HEADER_DTYPE, crc32c, lib
-from formats._status import MAGIC, PART_MAGIC, describe_first_bytes
 from formats.container import AGE_TOP, AGE_UNKNOWN, CHUNK_ROWS, open_container
 from formats.errors import ContainerError, NotesError
-from formats.notes import MAX_BYTES, canonical_json, preprocessing_digest, validate_notes
+from formats.notes import validate_notes
 
 _fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
 _msvcrt: Any = importlib.import_module("msvcrt") if os.name == "nt" else None

@@ -12,13 +12,14 @@ from engine.calibration import (
     Calibration,
     choose_threshold,
     choose_thresholds,
+    decide,
     entropy_weights,
     fit_calibration,
     fit_isotonic,
     fit_temperature,
     mean_entropy,
 )
-from engine.metrics import decide, expected_calibration_error
+from engine.metrics import expected_calibration_error
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 4.0])

@@ -23,8 +23,9 @@ from formats_helpers import (
 import formats
 from formats import _status
 from formats._journal import Journal
+from formats._json import canonical_json, parse_json
 from formats._library import HEADER_DTYPE, crc32c, lib
-from formats.notes import _SCHEMA, canonical_json, parse_json, validate_notes
+from formats.notes import _SCHEMA, validate_notes
 
 PAGE = (ROOT / "formats" / "container.md").read_text(encoding="utf-8")
 CELLS = [[c.strip() for c in line.strip("|").split("|")] for line in PAGE.splitlines()]

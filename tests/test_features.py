@@ -30,10 +30,10 @@ from engine.features import (
     extract_features,
     feature_vector,
     feature_views,
-    network_inputs,
     tap_names,
 )
 from engine.images import JoinedPreprocessing, Preprocessing, read_picture, read_preprocessing
+from engine.inference import network_inputs
 from engine.pooling import blocks_from_notes, floor_blocks, network_blocks, pool_features
 from engine.views import apply_view, draw_views
 from formats.__main__ import main

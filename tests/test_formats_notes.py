@@ -13,12 +13,8 @@ from hypothesis import strategies as st
 
 import formats
 from formats._identity import find_identity
-from formats.notes import (
-    canonical_json,
-    notes_schema,
-    parse_json,
-    validate_notes,
-)
+from formats._json import canonical_json, parse_json
+from formats.notes import notes_schema, validate_notes
 
 FULL = {
     "format": "hilum-notes",

@@ -75,3 +75,24 @@ def test_reading_never_compiles_the_writers_tripwires() -> None:
     )
     result = run_python(code, str(GOLDEN / "valid" / "i8_every_column.hilum"))
     assert result.stdout == "[]\n", result.stderr
+
+
+def test_a_head_is_read_without_what_containers_need() -> None:
+    """Every prediction from a cold start reads a head, and pays for what that imports."""
+    code = (
+        "import sys\n"
+        "import numpy\n"
+        "had = set(sys.modules)\n"
+        "from formats import canonical_json, preprocessing_digest, read_head, write_head\n"
+        "try: read_head('no such file')\n"
+        "except ValueError: pass\n"
+        "ours = {'formats', *('formats.' + name for name in ('_atomic', '_first_bytes', '_json',\n"
+        "    'errors', 'head_file'))}\n"
+        "new = set(sys.modules) - had\n"
+        "print(sorted(name for name in new if name.startswith('formats')) == sorted(ours))\n"
+        "heavy = ['_cffi_backend', 'bz2', 'dataclasses', 'lzma', 'random', 'secrets', 'shutil',\n"
+        "    'tempfile']\n"
+        "print([name for name in heavy if name in new])\n"
+    )
+    result = run_python(code)
+    assert result.stdout == "True\n[]\n", result.stderr

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.calibration import decide
 from engine.metrics import (
     at_frequencies_of,
     auroc,
@@ -19,7 +20,6 @@ from engine.metrics import (
     balanced_accuracy,
     brier,
     confusion_matrix,
-    decide,
     evaluate_predictions,
     expected_calibration_error,
     predictive_values,
@@ -423,7 +423,7 @@ def test_deciding_and_calibrating_do_not_load_numba():
     code = (
         "import sys, engine.metrics, engine.calibration, engine.comparison, engine.curves\n"
         "import numpy as np\n"
-        "engine.metrics.decide(np.eye(2), (), multilabel=False)\n"
+        "engine.calibration.decide(np.eye(2), (), multilabel=False)\n"
         "engine.calibration.fit_calibration(np.eye(2), np.array([0, 1]), balanced=True)\n"
         "assert 'numba' not in sys.modules"
     )

@@ -1,9 +1,9 @@
 """Where compiled kernels are cached, and how a loop becomes one.
 
-The kernels themselves are in `engine.kernels.pooling`, `engine.kernels.heads`, `engine.kernels.ood`
-and `engine.kernels.bootstrap`; importing one of those imports numba (about half a second),
-importing this package does not. Every kernel takes arrays and fills arrays: no allocation, no
-strings, no exceptions. Shapes and dtypes are checked by the public function that calls it.
+The kernels themselves are in the modules of this package; importing one of those imports numba
+(about half a second), importing the package does not, and touches no file. Every kernel takes
+arrays and fills arrays: no allocation, no strings, no exceptions. Shapes and dtypes are checked by
+the public function that calls it.
 
 All kernels are compiled without ``fastmath`` (it would make ``isnan`` false) and without
 ``parallel`` (a reduction over threads would depend on their number), release the GIL, and
@@ -12,9 +12,9 @@ accumulate in float64. Signatures are lazy, because an explicit one refuses read
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar, cast
@@ -62,6 +62,8 @@ def cache_folder() -> Path | None:
         if parent is None:
             return None
         folder = parent / "hilum" / "numba"
+    import tempfile
+
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -76,13 +78,18 @@ def cache_folder() -> Path | None:
     return folder
 
 
-# Decided once: numba raises "no locator available" at decoration time when cache=True and no
-# folder can be written, and a read-only home must not stop a prediction.
-_CACHED = cache_folder() is not None
+@functools.cache
+def _is_kept() -> bool:
+    """Whether there is a folder; decided once, when a process first compiles or loads a kernel.
+
+    numba raises "no locator available" at decoration time when kernels are to be kept and no folder
+    can be written, and a read-only home must not stop a training.
+    """
+    return cache_folder() is not None
 
 
 def kernel(function: _F) -> _F:
-    """Compile a loop with numba: no GIL, cached per CPU, strict IEEE arithmetic.
+    """Compile a loop with numba: no GIL, kept per processor, strict IEEE arithmetic.
 
     Parameters
     ----------
@@ -94,6 +101,12 @@ def kernel(function: _F) -> _F:
     callable
         The compiled function, or the function itself under ``NUMBA_DISABLE_JIT=1``.
     """
+    kept = _is_kept()
     import numba
 
-    return cast(_F, numba.njit(cache=_CACHED, nogil=True)(function))
+    compiled = numba.njit(nogil=True)(function)
+    if kept and compiled is not function:
+        from engine.kernels.storage import keep
+
+        keep(compiled)
+    return cast(_F, compiled)

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from formats._first_bytes import MAGIC
+from formats._json import canonical_json, preprocessing_digest
 from formats._library import HEADER_DTYPE, crc32c, lib
-from formats._status import MAGIC
 from formats.container import CHUNK_ROWS, open_container
-from formats.notes import canonical_json, preprocessing_digest
 from formats.writer import write_container
 
 PREPROCESSING = {"version": 1, "height": 224, "width": 224, "fit": "stretch", "filter": "area"}
