@@ -10,13 +10,15 @@ The order of PS3.4 section N.2, each step once (clauses of PS3.3, 2024 edition, 
 3. *VOI LUT* (C.11.2): the first usable table of ``VOILUTSequence``, else the first usable
    ``WindowCenter``/``WindowWidth`` under ``VOILUTFunction`` (``LINEAR`` C.11.2.1.2.1, ``SIGMOID``
    C.11.2.1.3.1, ``LINEAR_EXACT`` C.11.2.1.3.2), else the smallest to the largest value.
-4. *8 bits*, halves rounded up.
+4. *Grey level* of 16 bits, halves rounded up.
 5. *Polarity*: ``MONOCHROME1`` (C.7.6.3.1.2) is inverted, and so is ``MONOCHROME2`` where
    ``PresentationLUTShape`` is ``INVERSE`` (C.11.6); once, as the last step,
    where both say so.
 
 Steps 1 to 5 act on each pixel alone, so they are worked out in float64 once for each of the at most
-65,536 stored values and then looked up: exact, and faster than arithmetic on every pixel.
+65,536 values a sample can have, and become the table of :class:`engine.picture.Picture`. The pixels
+themselves are not touched, unless the header asks which values occur among them: without a window,
+and with a padding value that a few samples and the smallest and largest do not settle.
 
 What the header gets wrong is repaired where only one reading makes sense, and told in
 ``Picture.about["notes"]``; where a guess could turn black into white the file is an error. No
@@ -28,6 +30,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -48,7 +51,15 @@ from engine.dicom_file import (
 )
 from engine.dicom_kind import ACCEPTED_MODALITIES, check_kind, check_subject, describe
 from engine.errors import ImageError
-from engine.picture import Picture, finish_picture, look_up, quiet_decoders, scale_to_8_bits
+from engine.picture import (
+    WHITE,
+    Picture,
+    finish_picture,
+    quiet_decoders,
+    round_to_8_bits,
+    scale_to_levels,
+    sparse,
+)
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -58,6 +69,7 @@ __all__ = ["ACCEPTED_MODALITIES", "read_dicom"]
 # A table has 65,536 entries at most (C.11.1.1); no list of windows is longer than this text.
 _MAX_TABLE_BYTES = 2 * 65536 + 2
 _MAX_TEXT_BYTES = 4096
+_PART_SAMPLES = 1 << 17
 
 
 def read_dicom(path: str | PathLike[str], *, allow: Collection[str] = ()) -> Picture:
@@ -75,10 +87,10 @@ def read_dicom(path: str | PathLike[str], *, allow: Collection[str] = ()) -> Pic
     Returns
     -------
     Picture
-        ``pixels`` uint8 ``(rows, columns)``; ``about`` may hold ``modality``, ``photometric``,
-        ``transfer_syntax`` (name), ``presentation_intent``, ``body_part`` (``"chest"`` or
-        ``"other"``), ``projection`` (``"PA"``, ``"AP"``, ``"lateral"`` or ``"other"``),
-        ``grayscale`` (what step 3 used), ``allowed`` and ``notes``.
+        Samples as stored, ``(rows, columns)``, and their table; ``about`` may hold ``modality``,
+        ``photometric``, ``transfer_syntax`` (name), ``presentation_intent``, ``body_part``
+        (``"chest"`` or ``"other"``), ``projection`` (``"PA"``, ``"AP"``, ``"lateral"`` or
+        ``"other"``), ``grayscale`` (what step 3 used), ``allowed`` and ``notes``.
 
     Raises
     ------
@@ -123,59 +135,157 @@ def _read(path: Path, stream: BinaryIO, allow: frozenset[str]) -> Picture:
     if modality:
         about["modality"] = modality
     if header.samples == 1:
-        levels, about["grayscale"] = _render(dataset, header, pixels)
+        samples, table, used = _render(dataset, header, pixels)
     else:
-        levels, about["grayscale"] = _luma(header, pixels), "luma of colour"
+        samples, table, used = *_luma(header, pixels), "luma of colour"
+    about["grayscale"] = used
     allowed += header.allowed
     if allowed:
         about["allowed"] = allowed
     if notes:
         about["notes"] = notes
-    picture = Picture(levels, path, "dicom", header.stored, about)
+    picture = Picture(samples, path, "dicom", header.stored, about, table)
     return finish_picture(picture, allow)
 
 
-def _luma(header: ImageHeader, pixels: NDArray[Any]) -> NDArray[np.uint8]:
+def _luma(
+    header: ImageHeader, pixels: NDArray[Any]
+) -> tuple[NDArray[np.uint8] | NDArray[np.uint16], NDArray[np.uint16] | None]:
     """Weigh RGB by ITU-R BT.601-7 section 2.5.1, as Pillow's mode L does; luma stays what it is."""
     if header.allocated == 8 and header.stored == 8:
         if pixels.ndim == 2:
-            return np.ascontiguousarray(pixels, np.uint8)
+            return np.ascontiguousarray(pixels, np.uint8), None
 
         from PIL import Image
 
-        return np.asarray(Image.fromarray(np.ascontiguousarray(pixels, np.uint8)).convert("L"))
+        colour = Image.fromarray(np.ascontiguousarray(pixels, np.uint8))
+        return np.asarray(colour.convert("L")), None
     top = (1 << header.stored) - 1
-    out = np.empty(pixels.shape[:2], dtype=np.uint8)
+    out = np.empty(pixels.shape[:2], dtype=np.uint16)
     for index, row in enumerate(pixels):  # by rows: float64 takes eight times the room
         luma = np.minimum(row, top)
         if row.ndim == 2:
             luma = luma @ np.array([0.299, 0.587, 0.114])
-        out[index] = scale_to_8_bits(luma, 0, top)
-    return out
+        out[index] = scale_to_levels(luma, 0, top)
+    return out, np.arange(WHITE + 1, dtype=np.uint16)
+
+
+class _Stored:
+    """The samples of a picture, and which stored values occur among them.
+
+    Parameters
+    ----------
+    header : ImageHeader
+        Of the picture.
+    pixels : ndarray of integers, shape (rows, columns)
+        As :func:`engine.dicom_file.read_first_frame` gives them.
+    """
+
+    def __init__(self, header: ImageHeader, pixels: NDArray[Any]) -> None:
+        self._header = header
+        self.n_values = 1 << header.stored
+        shift = header.high_bit + 1 - header.stored
+        plain = np.dtype(np.uint16 if pixels.dtype.itemsize > 1 else np.uint8)
+        words = pixels.view(f"{pixels.dtype.byteorder}u{pixels.dtype.itemsize}")
+        codes: NDArray[Any] = np.arange(1 << 8 * plain.itemsize, dtype=np.uint32)
+        if words.dtype.itemsize > plain.itemsize:
+            words = words.astype(plain)
+        elif not words.dtype.isnative:
+            words = words.view(plain)
+            codes = codes >> 8 | (codes & 0xFF) << 8
+        self.samples: NDArray[Any] = np.ascontiguousarray(words)
+        self._is_plain = not shift and bool(codes[1] == 1)
+        # Stored value, without sign, of each value of a sample.
+        self.codes: NDArray[Any] = codes >> shift & (self.n_values - 1)
+
+    def _mark(self, samples: NDArray[Any]) -> NDArray[np.bool_]:
+        found = np.zeros(self.codes.size, dtype=np.bool_)
+        for row in samples:  # by rows: NumPy widens an index to eight bytes
+            found[row] = True
+        present = np.zeros(self.n_values, dtype=np.bool_)
+        present[self.codes[found]] = True
+        return present
+
+    @cached_property
+    def some(self) -> NDArray[np.bool_]:
+        """Stored values found at a few places, bool ``(n_values,)``."""
+        return self._mark(sparse(self.samples))
+
+    @cached_property
+    def present(self) -> NDArray[np.bool_]:
+        """Stored values that occur, bool ``(n_values,)``; looks at every sample."""
+        return self._mark(self.samples)
+
+    @cached_property
+    def ends(self) -> tuple[int, int] | None:
+        """The smallest and the largest stored value as codes; None where only `present` tells.
+
+        A sample is its own stored value where it has no other bits than stored ones, or only copies
+        of the sign above them, as most files with 12 of 16 bits have.
+        """
+        if not self._is_plain:
+            return None
+        least, most = 0, self.n_values - 1
+        if self._header.signed:
+            least, most = -self.n_values // 2, self.n_values // 2 - 1
+        low, high = int(self._values.min()), int(self._values.max())
+        if low < least or high > most:
+            return None
+        return low % self.n_values, high % self.n_values
+
+    @property
+    def _values(self) -> NDArray[Any]:
+        """Samples with their sign: stored values wherever `ends` is not None."""
+        kind = "i" if self._header.signed else "u"
+        return self.samples.view(f"{kind}{self.samples.dtype.itemsize}")
+
+    def occur(self, wanted: NDArray[np.bool_], values: NDArray[np.float64]) -> bool:
+        """Tell whether any of neighbouring stored values occurs.
+
+        Parameters
+        ----------
+        wanted : ndarray, bool, shape (n_values,)
+            Which; with none between them that is not wanted.
+        values : ndarray, float64, shape (n_values,)
+            Every stored value.
+
+        Returns
+        -------
+        bool
+            Whether one does.
+        """
+        if self.some[wanted].any():
+            return True
+        if not self.ends:
+            return bool(self.present[wanted].any())
+        first, last = int(values[wanted].min()), int(values[wanted].max())
+        low, high = values[list(self.ends)]
+        if last < low or first > high:
+            return False
+        # By parts that stay in the processor's cache.
+        n_rows = max(1, _PART_SAMPLES // self.samples.shape[1])
+        for start in range(0, self.samples.shape[0], n_rows):
+            part = self._values[start : start + n_rows]
+            if ((part >= first) & (part <= last)).any():
+                return True
+        return False
 
 
 def _render(
     dataset: Dataset, header: ImageHeader, pixels: NDArray[Any]
-) -> tuple[NDArray[np.uint8], str]:
-    """Do steps 1 to 5 of the module; also tell what step 3 used."""
-    n_values = 1 << header.stored
-    shift = header.high_bit + 1 - header.stored
-    codes = pixels.view(f"{pixels.dtype.byteorder}u{pixels.dtype.itemsize}")
-    # Native byte order and unsigned, so that a sample is its own index into the table.
-    codes = codes.astype(np.uint16 if codes.dtype.itemsize > 1 else np.uint8, copy=False)
-    if shift:
-        codes = codes >> shift
-    if header.stored < 8 * codes.dtype.itemsize:
-        codes = codes & (n_values - 1)
-
+) -> tuple[NDArray[Any], NDArray[np.uint16] | None, str]:
+    """Do steps 1 to 5 of the module: samples, table, and what step 3 used."""
+    stored = _Stored(header, pixels)
+    n_values = stored.n_values
     values = np.arange(n_values, dtype=np.float64)
     if header.signed:
         values[n_values // 2 :] -= n_values
+    stored_values = values
     padded = _padding(dataset, header, values)
-    present = _present(codes, n_values)
-    shown = present & ~padded
-    if np.count_nonzero(shown) < 2:  # a padding value that takes the whole picture is a mistake
-        shown, padded = present, np.zeros_like(padded)
+    has_padding = bool(padded.any())
+    # A padding value that takes the whole picture is a mistake.
+    if has_padding and not _differ(stored, padded, values):
+        padded, has_padding = np.zeros_like(padded), False
 
     values, integral = _modality_lut(dataset, header, values)
     inverse = header.photometric == "MONOCHROME1"
@@ -183,33 +293,49 @@ def _render(
         header.notes.append("MONOCHROME2 with PresentationLUTShape INVERSE was inverted")
         inverse = True
     levels, used = _voi(dataset, header, values, integral)
-    if levels is None or _is_flat(levels[shown]):
-        if levels is not None and not _is_flat(values[shown]):
+    if levels is None or not _differ(stored, padded, levels):
+        if levels is not None and _differ(stored, padded, values):
             header.notes.append(f"the {used} shows nothing and was ignored")
-        low, high = float(values[shown].min()), float(values[shown].max())
+        low, high = _range(header, stored, padded, values)
         used = "smallest to largest value"
         if high > low:
-            levels = scale_to_8_bits(values, low, high)
+            levels = scale_to_levels(values, low, high)
         else:
-            levels = np.zeros(n_values, dtype=np.uint8)
+            levels = np.zeros(n_values, dtype=np.uint16)
     if inverse:
-        levels = 255 - levels
-    if padded.any() and (present & padded).any():
+        levels = WHITE - levels
+    if has_padding and stored.occur(padded, stored_values):
         levels[padded] = 0
         header.notes.append("padding was shown black")
-    return look_up(levels, codes), used
+    return stored.samples, levels[stored.codes], used
 
 
-def _present(codes: NDArray[Any], n_values: int) -> NDArray[np.bool_]:
-    """Mark the stored values that occur."""
-    present = np.zeros(n_values, dtype=np.bool_)
-    for row in codes:  # by rows: NumPy widens an index to eight bytes
-        present[row] = True
-    return present
+def _differ(stored: _Stored, padded: NDArray[np.bool_], values: NDArray[Any]) -> bool:
+    """Tell whether two stored values that are no padding and occur differ in `values`.
+
+    Grey levels differ where they do in 8 bits: what cannot be seen does not count.
+    """
+
+    def differ(present: NDArray[np.bool_]) -> bool:
+        found = values[present & ~padded]
+        if found.dtype == np.uint16:
+            found = round_to_8_bits(found)
+        return bool(found.size and found.min() != found.max())
+
+    return differ(stored.some) or differ(stored.present)
 
 
-def _is_flat(values: NDArray[Any]) -> bool:
-    return bool(values.min() == values.max())
+def _range(
+    header: ImageHeader, stored: _Stored, padded: NDArray[np.bool_], values: NDArray[np.float64]
+) -> tuple[float, float]:
+    """Give the smallest and the largest of `values` that occur and are no padding."""
+    if not padded.any() and stored.ends:
+        steps = np.diff(np.roll(values, stored.n_values // 2) if header.signed else values)
+        if (steps >= 0).all() or (steps <= 0).all():
+            found = values[list(stored.ends)]
+            return float(found.min()), float(found.max())
+    found = values[stored.present & ~padded]
+    return float(found.min()), float(found.max())
 
 
 def _padding(
@@ -281,14 +407,14 @@ def _modality_lut(
 
 def _voi(
     dataset: Dataset, header: ImageHeader, values: NDArray[np.float64], signed: bool
-) -> tuple[NDArray[np.uint8] | None, str]:
+) -> tuple[NDArray[np.uint16] | None, str]:
     """Step 3 and 4; None where the file has no usable table or window."""
     for item in _items(dataset, "VOILUTSequence", header):
         table = _lut(item, dataset, header, "VOI LUT", signed=signed)
         if table is not None:
             first, data, bits = table
             mapped = data[_table_index(values, first, data.size)]
-            return scale_to_8_bits(mapped, 0, (1 << bits) - 1), "VOI LUT"
+            return scale_to_levels(mapped, 0, (1 << bits) - 1), "VOI LUT"
     centers, widths = _numbers(dataset, "WindowCenter"), _numbers(dataset, "WindowWidth")
     function = read_code(dataset, "VOILUTFunction") or "LINEAR"
     if (centers or widths) and function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
@@ -308,17 +434,17 @@ def _voi(
 
 def _window(
     values: NDArray[np.float64], center: float, width: float, function: str
-) -> NDArray[np.uint8]:
+) -> NDArray[np.uint16]:
     if function == "SIGMOID":  # C.11.2.1.3.1
         # Beyond exp's range the function is 0 or 1 to every digit.
         power = np.clip(-4.0 * (values - center) / width, -700.0, 700.0)
-        return scale_to_8_bits(1.0 / (1.0 + np.exp(power)), 0.0, 1.0)
+        return scale_to_levels(1.0 / (1.0 + np.exp(power)), 0.0, 1.0)
     if function == "LINEAR":  # C.11.2.1.2.1: the window of width 1 is a threshold
         center, width = center - 0.5, width - 1.0
     low, high = center - width / 2.0, center + width / 2.0
     if not high > low:
-        return np.where(values > low, np.uint8(255), np.uint8(0))
-    return scale_to_8_bits(values, low, high)
+        return np.where(values > low, np.uint16(WHITE), np.uint16(0))
+    return scale_to_levels(values, low, high)
 
 
 def _items(dataset: Dataset, keyword: str, header: ImageHeader) -> list[Dataset]:

@@ -1,9 +1,10 @@
 """What a DICOM file holds, read within bounds that no header can move.
 
-Only the elements that are needed are kept, those of the patient are not among them; no more is read
-than one frame can need, and nothing is allocated on the word of a header before that header has
-been held against the file. A file takes at most twice its own size (what is behind the first frame
-does not count), eight bytes for each pixel of the picture where it holds one, and 64 MB.
+Only the elements that are needed are kept; those of the patient are not among them, unless a result
+goes back to where the picture came from. No more is read than one frame can need, and nothing is
+allocated on the word of a header before that header has been held against the file. A file takes at
+most twice its own size (what is behind the first frame does not count), eight bytes for each pixel
+of the picture where it holds one, and 64 MB.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ _FROM_EXTRA = ("gdcm", "pyjpegls")
 _LEAST_BITS = {"lossless": 1.0, "baseline": 2 / 64, "extended": 2 / 64}
 
 _PIXEL_TAGS = {0x7FE00008: "float", 0x7FE00009: "float", 0x7FE00010: "PixelData"}
-# All that is ever read of a header.
+# All that is ever read of a header to read its picture.
 _KEYWORDS = (
     *("SOPClassUID", "Modality", "Manufacturer", "SeriesDescription", "PresentationIntentType"),
     *("BodyPartExamined", "AnatomicRegionSequence", "ViewPosition", "ViewCodeSequence"),
@@ -197,7 +198,12 @@ class DicomFile:
     pixels_length: int = 0
 
 
-def parse_dicom(path: Path, stream: BinaryIO) -> DicomFile:
+def load_pydicom() -> None:
+    """Import what reading any file needs of pydicom, while something else takes time."""
+    import pydicom.filereader  # noqa: F401
+
+
+def parse_dicom(path: Path, stream: BinaryIO, keywords: Sequence[str] = _KEYWORDS) -> DicomFile:
     """Read file meta information and data set up to the pixels, which stay where they are.
 
     Parameters
@@ -206,6 +212,8 @@ def parse_dicom(path: Path, stream: BinaryIO) -> DicomFile:
         The file, for messages.
     stream : file object
         The file, open for reading bytes.
+    keywords : sequence of str, optional
+        Elements to keep; default: what reading a picture needs.
 
     Returns
     -------
@@ -254,7 +262,7 @@ def parse_dicom(path: Path, stream: BinaryIO) -> DicomFile:
         starts.append(source.tell())
         return True
 
-    tags = [tag_for_keyword(keyword) or 0 for keyword in _KEYWORDS]
+    tags = [tag_for_keyword(keyword) or 0 for keyword in keywords]
     reader = cast(BinaryIO, source)
     file.dataset = read_dataset(reader, implicit, little, stop_when=at_pixels, specific_tags=tags)
     if starts:

@@ -1,21 +1,17 @@
-"""A file on disk as one 8-bit grayscale picture, and the picture as a backbone's input.
+"""A file on disk as one grayscale picture.
 
 Two steps, each in one place: :func:`read_picture` gives the whole picture as a viewer would show
-it, or a refusal with a reason; :func:`preprocess` makes the backbone's input of it by the rules of
-:class:`Preprocessing`. What a file is, is told by its first bytes and never by its name.
+it, or a refusal with a reason; :func:`engine.preprocessing.preprocess` makes the backbone's input
+of it. What a file is, is told by its first bytes and never by its name.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import json
 import os
 import stat
-from collections.abc import Collection, Mapping
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, fields
-from functools import cached_property
+from collections.abc import Collection
+from contextlib import ExitStack, suppress
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,23 +25,29 @@ from engine.picture import (
     Picture,
     check_size,
     finish_picture,
-    look_up,
     quiet_decoders,
     refuse,
-    scale_to_8_bits,
+    scale_to_levels,
     sniff,
+)
+from engine.preprocessing import (
+    FITS,
+    JoinedPreprocessing,
+    Preprocessing,
+    preprocess,
+    read_preprocessing,
 )
 
 if TYPE_CHECKING:
     from PIL import Image
 
 __all__ = [
-    "FILTERS",
     "FITS",
     "IMAGE_SUFFIXES",
     "JoinedPreprocessing",
     "Preprocessing",
     "find_images",
+    "load_reader",
     "preprocess",
     "read_picture",
     "read_preprocessing",
@@ -53,13 +55,6 @@ __all__ = [
 
 IMAGE_SUFFIXES = (".dcm", ".dicom", ".jpeg", ".jpg", ".png", ".tif", ".tiff")
 """Names :func:`find_images` takes without looking inside, in lower case."""
-
-
-FITS = ("crop", "pad", "stretch")
-"""What :class:`Preprocessing` may do with a picture of another shape than the input."""
-
-FILTERS = ("bicubic", "bilinear", "box", "hamming", "lanczos")
-"""Filters :class:`Preprocessing` may resize with; all widen with the reduction (antialiased)."""
 
 SUPPORTED = "PNG, JPEG, TIFF and DICOM"
 
@@ -90,7 +85,7 @@ def read_picture(path: str | PathLike[str], *, allow: Collection[str] = ()) -> P
     Returns
     -------
     Picture
-        With ``pixels`` uint8 ``(h, w)``.
+        Samples as stored, and the table that makes grey levels of them.
 
     Raises
     ------
@@ -114,6 +109,25 @@ def read_picture(path: str | PathLike[str], *, allow: Collection[str] = ()) -> P
             "(the content decides, not the name); convert it or leave it out",
         )
     return _read_with_pillow(file, kind, allow)
+
+
+def load_reader(path: str | PathLike[str]) -> None:
+    """Import what :func:`read_picture` will need for a file, while something else takes time.
+
+    Parameters
+    ----------
+    path : str or PathLike
+        The file. What is wrong with it, reading it will say.
+    """
+    with suppress(ImageError):
+        kind = sniff(_read_head(Path(path)))
+        if kind == "dicom":
+            import engine.dicom  # noqa: F401
+            from engine.dicom_file import load_pydicom
+
+            load_pydicom()
+        elif kind is not None:
+            _load_plugin(kind)
 
 
 def find_images(folder: str | PathLike[str]) -> list[Path]:
@@ -170,271 +184,6 @@ def find_images(folder: str | PathLike[str]) -> list[Path]:
             elif is_file and _is_image_name_or_dicom(here / entry.name):
                 found.append(here / entry.name)
     return sorted(found)
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """The one way from a picture to the backbone's input; its digest travels with every feature.
-
-    The steps of :func:`preprocess`, in order:
-
-    1. *Fit.* ``"stretch"`` takes the whole picture and ignores its aspect ratio; ``"pad"`` takes
-       the whole picture, keeps the ratio and puts equal black borders around it (the odd row or
-       column goes to the bottom or right); ``"crop"`` takes the largest centred part of the input's
-       aspect ratio.
-    2. *Resize* with Pillow's separable, antialiased ``filter`` on 8-bit samples. Its fixed-point
-       arithmetic gives the same bytes on every processor, which floating point would not promise,
-       lies within about one grey level of it, takes the same time and a quarter of the memory.
-    3. *Stretch of contrast*, where percentiles are given: grey levels from that of
-       ``low_percentile`` to that of ``high_percentile`` of the small picture, without borders,
-       spread linearly over 0 to 255; values outside are clipped. A picture whose two levels
-       coincide is left as it is.
-
-    Reading (:func:`read_picture`) is part of ``version``: whatever changes the bytes that come out
-    for a file raises it.
-
-    Parameters
-    ----------
-    version : int
-        Version of these rules and of reading; this release knows 1.
-    height, width : int
-        Size of the input, pixels.
-    fit : {"stretch", "pad", "crop"}
-        Step 1.
-    filter : {"bilinear", "box", "hamming", "bicubic", "lanczos"}
-        Step 2.
-    low_percentile, high_percentile : float or None
-        Step 3, per cent; both or neither.
-
-    Raises
-    ------
-    ValueError
-        A value outside these choices.
-    """
-
-    version: int = 1
-    height: int = 224
-    width: int = 224
-    fit: str = "stretch"
-    filter: str = "bilinear"
-    low_percentile: float | None = None
-    high_percentile: float | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("version", "height", "width"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise ValueError(f"preprocessing: {name} is {value!r}, expected a whole number")
-        if self.version != 1:
-            raise ValueError(
-                f"preprocessing: version {self.version}, this release knows version 1; "
-                "it was made by a newer release: update hilum"
-            )
-        for name in ("height", "width"):
-            if not 1 <= getattr(self, name) <= 4096:
-                raise ValueError(
-                    f"preprocessing: {name} is {getattr(self, name)}, expected 1 to 4096 pixels"
-                )
-        for name, choices in (("fit", FITS), ("filter", FILTERS)):
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"preprocessing: {name} is {getattr(self, name)!r}, expected one of "
-                    + ", ".join(choices)
-                )
-        low, high = self.low_percentile, self.high_percentile
-        if (low is None) != (high is None):
-            raise ValueError(
-                "preprocessing: low_percentile and high_percentile go together; give both or none"
-            )
-        if low is not None and high is not None:
-            if not 0 <= low < high <= 100:
-                raise ValueError(
-                    f"preprocessing: percentiles {low} and {high}, expected 0 <= low < high <= 100"
-                )
-            # 1 and 1.0 are one rule and must have one digest.
-            object.__setattr__(self, "low_percentile", float(low))
-            object.__setattr__(self, "high_percentile", float(high))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Give the rules as plain values.
-
-        Returns
-        -------
-        dict
-            Every field by its name; what :meth:`from_dict` takes and JSON can hold.
-        """
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
-        """Make the rules of plain values.
-
-        Parameters
-        ----------
-        values : mapping
-            Fields by name; those left out have their default.
-
-        Returns
-        -------
-        Preprocessing
-            The rules.
-
-        Raises
-        ------
-        ValueError
-            A key or value these rules do not know.
-        """
-        known = {item.name for item in fields(cls)}
-        strangers = sorted(set(values) - known)
-        if strangers:
-            raise ValueError(
-                f"preprocessing: unknown key {strangers[0]!r}, expected only "
-                f"{', '.join(sorted(known))}; it may come from a newer release: update hilum"
-            )
-        return cls(**values)
-
-    @property
-    def parts(self) -> tuple[Preprocessing, ...]:
-        """The rules for each input of the network: these, once."""
-        return (self,)
-
-    @cached_property
-    def digest(self) -> str:
-        """SHA-256, 64 hexadecimal digits, of the canonical JSON: sorted keys, no spaces, ASCII."""
-        return _digest(self.to_dict())
-
-
-@dataclass(frozen=True)
-class JoinedPreprocessing:
-    """The rules of several backbones that look at one picture.
-
-    Parameters
-    ----------
-    parts : tuple of Preprocessing
-        The rules of each backbone, in their order; two or more.
-
-    Raises
-    ------
-    ValueError
-        Fewer than two.
-    """
-
-    parts: tuple[Preprocessing, ...]
-
-    def __post_init__(self) -> None:
-        if len(self.parts) < 2:
-            raise ValueError(f"preprocessing: {len(self.parts)} part(s), expected two or more")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Give the rules as plain values.
-
-        Returns
-        -------
-        dict
-            Every field of :class:`Preprocessing` by its name, with a list of the parts' values.
-        """
-        rules = [part.to_dict() for part in self.parts]
-        return {name: [rule[name] for rule in rules] for name in rules[0]}
-
-    @cached_property
-    def digest(self) -> str:
-        """SHA-256, 64 hexadecimal digits, of the canonical JSON of :meth:`to_dict`."""
-        return _digest(self.to_dict())
-
-
-def read_preprocessing(values: Mapping[str, Any]) -> Preprocessing | JoinedPreprocessing:
-    """Make the rules of one backbone, or of joined ones, of plain values.
-
-    Parameters
-    ----------
-    values : mapping
-        From a container's notes or a head: fields by name, or lists of them for joined backbones.
-
-    Returns
-    -------
-    Preprocessing or JoinedPreprocessing
-        The rules.
-
-    Raises
-    ------
-    ValueError
-        A key or value these rules do not know, or lists of different lengths.
-    """
-    lists = {name: value for name, value in values.items() if isinstance(value, list | tuple)}
-    if not lists:
-        return Preprocessing.from_dict(values)
-    lengths = {len(value) for value in lists.values()}
-    if len(lists) != len(values) or len(lengths) != 1:
-        raise ValueError(
-            "preprocessing: some settings are lists and others not, or of other lengths; expected "
-            "a list with one value for each joined backbone in all of them; extract again"
-        )
-    return JoinedPreprocessing(
-        tuple(
-            Preprocessing.from_dict({name: value[number] for name, value in lists.items()})
-            for number in range(lengths.pop())
-        )
-    )
-
-
-def _digest(values: Mapping[str, Any]) -> str:
-    text = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode("ascii")).hexdigest()
-
-
-def preprocess(picture: Picture, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """Make the backbone's input of a picture, by the rules of :class:`Preprocessing`.
-
-    Parameters
-    ----------
-    picture : Picture
-        From :func:`read_picture`.
-    preprocessing : Preprocessing
-        The rules.
-
-    Returns
-    -------
-    ndarray, uint8, shape (1, height, width)
-        One channel; the same bytes for the same picture and rules, on every machine.
-    """
-    from PIL import Image
-
-    filters = {
-        "bicubic": Image.Resampling.BICUBIC,
-        "bilinear": Image.Resampling.BILINEAR,
-        "box": Image.Resampling.BOX,
-        "hamming": Image.Resampling.HAMMING,
-        "lanczos": Image.Resampling.LANCZOS,
-    }
-    height, width = preprocessing.height, preprocessing.width
-    rows, columns = picture.pixels.shape
-    box: tuple[float, float, float, float] = (0, 0, columns, rows)
-    inner_height, inner_width = height, width
-    if preprocessing.fit == "pad":
-        # Whole numbers throughout: rounding must not depend on a machine's floating point.
-        if columns * height < rows * width:
-            inner_width = max(1, (2 * columns * height + rows) // (2 * rows))
-        else:
-            inner_height = max(1, (2 * rows * width + columns) // (2 * columns))
-    elif preprocessing.fit == "crop":
-        if columns * height > rows * width:
-            spare = columns - rows * width / height
-            box = (spare / 2, 0, columns - spare / 2, rows)
-        else:
-            spare = rows - columns * height / width
-            box = (0, spare / 2, columns, rows - spare / 2)
-    small = Image.fromarray(np.ascontiguousarray(picture.pixels)).resize(
-        (inner_width, inner_height), filters[preprocessing.filter], box=box
-    )
-    if preprocessing.low_percentile is not None and preprocessing.high_percentile is not None:
-        small = _stretch(small, preprocessing.low_percentile, preprocessing.high_percentile)
-    inner = np.asarray(small)
-    if inner.shape == (height, width):
-        return inner[np.newaxis]
-    out = np.zeros((1, height, width), dtype=np.uint8)
-    top, left = (height - inner_height) // 2, (width - inner_width) // 2
-    out[0, top : top + inner_height, left : left + inner_width] = inner
-    return out
 
 
 def _read_head(path: Path) -> bytes:
@@ -529,12 +278,16 @@ def _describe_stranger(head: bytes) -> str:
     return "holds bytes of no known format"
 
 
+def _load_plugin(kind: str) -> None:
+    """Import the one plug-in that is needed; Pillow would import all it has to try every format."""
+    plugin = {"png": "PngImagePlugin", "jpeg": "JpegImagePlugin", "tiff": "TiffImagePlugin"}[kind]
+    importlib.import_module(f"PIL.{plugin}")
+
+
 def _read_with_pillow(path: Path, kind: str, allow: Collection[str]) -> Picture:
     from PIL import Image, UnidentifiedImageError
 
-    # The one plug-in that is needed; Pillow would import all it has to try every format.
-    plugin = {"png": "PngImagePlugin", "jpeg": "JpegImagePlugin", "tiff": "TiffImagePlugin"}[kind]
-    importlib.import_module(f"PIL.{plugin}")
+    _load_plugin(kind)
     # MPO: a JPEG with previews behind the picture, which every other reader ignores too.
     formats = ("JPEG", "MPO") if kind == "jpeg" else (kind.upper(),)
     notes: list[str] = []
@@ -554,7 +307,7 @@ def _read_with_pillow(path: Path, kind: str, allow: Collection[str]) -> Picture:
             # Pillow inverts WhiteIsZero (TIFF 6.0 section 3) for 1 and 8 bits, not for 16.
             white_is_zero = kind == "tiff" and image.tag_v2.get(262) == 0  # type: ignore[attr-defined]
             image.load()
-            pixels, bits = _gray_pixels(path, _upright(image, notes), white_is_zero)
+            samples, table, bits = _gray_samples(path, _upright(image, notes), white_is_zero)
     except ImageError:
         raise
     except UnidentifiedImageError as exc:
@@ -578,7 +331,7 @@ def _read_with_pillow(path: Path, kind: str, allow: Collection[str]) -> Picture:
     if deep and bits == 8:
         # Pillow keeps the upper 8 of 16 bits of colour. A 12-bit picture would be left with 16
         # grey levels, and nobody would see why.
-        if pixels.max() < 32:
+        if samples.max() < 32:
             raise ImageError(
                 path,
                 "is 16-bit colour that uses only its low bits, of which at most 32 grey levels "
@@ -588,7 +341,8 @@ def _read_with_pillow(path: Path, kind: str, allow: Collection[str]) -> Picture:
     about: dict[str, Any] = {"notes": notes} if notes else {}
     if allowed:
         about["allowed"] = allowed
-    return finish_picture(Picture(pixels, path, kind, bits, about), allow)
+    whole: NDArray[Any] = np.ascontiguousarray(samples)
+    return finish_picture(Picture(whole, path, kind, bits, about, table), allow)
 
 
 def _upright(image: Image.Image, notes: list[str]) -> Image.Image:
@@ -609,32 +363,30 @@ def _damaged(kind: str, exc: Exception) -> str:
     )
 
 
-def _gray_pixels(
+def _gray_samples(
     path: Path, image: Image.Image, white_is_zero: bool
-) -> tuple[NDArray[np.uint8], int]:
-    """Reduce a loaded picture of any mode to 8-bit luma; also the bits of its samples."""
+) -> tuple[NDArray[np.uint8] | NDArray[np.uint16], NDArray[np.uint16] | None, int]:
+    """Reduce a loaded picture of any mode to grey samples, their table, and the bits of one."""
     mode = image.mode
     if mode.startswith("I;16"):
-        values = np.asarray(image)
+        values = np.asarray(image).astype(np.uint16, copy=False)
         low, high = int(values.min()), int(values.max())
         if low == high:
-            return np.zeros(values.shape, dtype=np.uint8), 16
-        # One table look-up instead of arithmetic on every pixel.
-        table = scale_to_8_bits(np.arange(65536, dtype=np.float64), low, high, invert=white_is_zero)
-        return look_up(table, values), 16
+            return values, np.zeros(65536, dtype=np.uint16), 16
+        every = np.arange(65536, dtype=np.float64)
+        return values, scale_to_levels(every, low, high, invert=white_is_zero), 16
     if mode in ("I", "F"):
-        values = np.asarray(image)
-        low_value, high_value = float(values.min()), float(values.max())
+        wide = np.asarray(image)
+        low_value, high_value = float(wide.min()), float(wide.max())
         if not (np.isfinite(low_value) and np.isfinite(high_value)):
             raise ImageError(
                 path, "holds NaN or infinite samples; export it again as 16-bit grayscale"
             )
-        if low_value == high_value:
-            return np.zeros(values.shape, dtype=np.uint8), 32
-        out = np.empty(values.shape, dtype=np.uint8)
-        for index, row in enumerate(values):  # by rows: float64 takes eight times the room
-            out[index] = scale_to_8_bits(row, low_value, high_value, invert=white_is_zero)
-        return out, 32
+        levels = np.zeros(wide.shape, dtype=np.uint16)
+        if low_value < high_value:
+            for index, row in enumerate(wide):  # by rows: float64 takes eight times the room
+                levels[index] = scale_to_levels(row, low_value, high_value, invert=white_is_zero)
+        return levels, np.arange(65536, dtype=np.uint16), 32
     if mode in ("LAB", "HSV"):
         raise ImageError(
             path, f"has colour space {mode}, expected grey, RGB or CMYK; save it as grayscale"
@@ -645,22 +397,9 @@ def _gray_pixels(
             image = image.convert("RGBA")
         luma, alpha = (np.asarray(band) for band in image.convert("LA").split())
         over_black = (luma.astype(np.uint16) * alpha + 127) // 255
-        return over_black.astype(np.uint8), bits
+        return over_black.astype(np.uint8), None, bits
     if mode == "CMYK":
         image = image.convert("RGB")
     if mode != "L":
         image = image.convert("L")
-    return np.asarray(image), bits
-
-
-def _stretch(image: Image.Image, low: float, high: float) -> Image.Image:
-    """Spread the grey levels between two percentiles over 0 to 255, in whole numbers."""
-    at_or_below = np.cumsum(image.histogram())
-    n_pixels = int(at_or_below[-1])
-    bottom = int(np.argmax(at_or_below > low / 100 * n_pixels))
-    top = int(np.argmax(at_or_below >= high / 100 * n_pixels))
-    if top <= bottom:
-        return image
-    span = top - bottom
-    levels = np.clip(np.arange(256) - bottom, 0, span)
-    return image.point(((2 * 255 * levels + span) // (2 * span)).tolist())
+    return np.asarray(image), None, bits

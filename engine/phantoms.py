@@ -49,13 +49,14 @@ MARK = "SYNTHETIC"
 PHOTOMETRICS = ("MONOCHROME1", "MONOCHROME2")
 
 WHITE = 3001
-"""The brightest grey level; odd, so that none lies halfway between two of 256, where PNG and DICOM
-could be rounded differently."""
+"""The brightest grey level; odd, so that none lies halfway between two of 256."""
 
 BITS_STORED = 12
 # The DICOM files do not fill their 12 bits, like those of real detectors: a reader that ignores
-# the window gets a flat grey picture, and a test sees it.
+# the window gets a flat grey picture, and a test sees it. They hold the 256 levels of the PNG, so
+# that both are one and the same input of a network, to the last bit.
 DICOM_BLACK = 400
+DICOM_STEP = 12
 
 # Storage class of digital radiographs for presentation, PS3.4 section B.5.
 _DX_FOR_PRESENTATION = "1.2.840.10008.5.1.4.1.1.1.1"
@@ -208,6 +209,7 @@ def write_png(phantom: Phantom, path: str | Path) -> Path:
 def write_dicom(phantom: Phantom, path: str | Path, *, photometric: str = "MONOCHROME2") -> Path:
     """Write a phantom as digital X-ray image for presentation (PS3.3 section A.26), 12 bits.
 
+    It shows the grey levels that :func:`write_png` writes, and gives the same input of a network.
     Name, identifier, description and comments say that it is synthetic; there is no date, place
     or device. UIDs follow from seed, finding and polarity, so that writing twice gives the same
     bytes.
@@ -270,10 +272,11 @@ def _dataset(phantom: Phantom, photometric: str) -> Dataset:
         return UID(f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, '/'.join(facts)).int}")
 
     rows, columns = phantom.pixels.shape
-    stored = phantom.pixels + DICOM_BLACK
+    shades = phantom.to_8_bits().astype(np.uint16)
     if photometric == "MONOCHROME1":
         # Counted from the other end, as an exposed film is blackened.
-        stored = DICOM_BLACK + WHITE - phantom.pixels
+        shades = 255 - shades
+    stored = DICOM_BLACK + DICOM_STEP * shades
 
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
@@ -326,8 +329,8 @@ def _dataset(phantom: Phantom, photometric: str) -> Dataset:
     dataset.PixelIntensityRelationship = "LOG"
     dataset.PixelIntensityRelationshipSign = 1 if photometric == "MONOCHROME1" else -1
     # LINEAR (PS3.3 section C.11.2.1.2.1): from center - width / 2 to center + width / 2 - 1.
-    dataset.WindowCenter = DICOM_BLACK + (WHITE + 1) / 2
-    dataset.WindowWidth = WHITE + 1
+    dataset.WindowCenter = DICOM_BLACK + (DICOM_STEP * 255 + 1) / 2
+    dataset.WindowWidth = DICOM_STEP * 255 + 1
     dataset.RescaleIntercept = 0
     dataset.RescaleSlope = 1
     dataset.RescaleType = "US"

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,17 @@ from engine.errors import ImageError, Refused
 __all__ = [
     "MAX_PIXELS",
     "MIN_SIDE",
+    "WHITE",
     "Picture",
     "check_size",
     "finish_picture",
     "look_up",
     "quiet_decoders",
     "refuse",
-    "scale_to_8_bits",
+    "round_to_8_bits",
+    "scale_to_levels",
     "sniff",
+    "sparse",
 ]
 
 MAX_PIXELS = 50_000_000
@@ -38,14 +42,23 @@ MIN_SIDE = 64
 """Shorter side below which a picture is refused, pixels: thumbnails and icons."""
 
 
+WHITE = 65535
+"""The brightest grey level. A step of 8 bits is 257 levels, so that rounding to levels first and to
+8 bits then gives what rounding once would."""
+
+_HUGE = 1e250
+# Along each side of the grid of samples that is looked at before all of them are.
+_SPARSE_SIDE = 48
+
+
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """One X-ray as a viewer would show it.
+    """One X-ray: samples as they are stored, and what a viewer would show of each.
 
     Parameters
     ----------
-    pixels : ndarray, uint8, shape (h, w)
-        Larger is brighter; air is black and bone is white.
+    samples : ndarray, uint8 or uint16, shape (h, w), C-contiguous
+        As stored.
     path : Path
         The file it came from.
     format : str
@@ -56,13 +69,40 @@ class Picture:
         Facts that identify nobody, from closed vocabularies; a key is missing where the file does
         not say. ``notes`` (list of str) tells what had to be repaired or assumed, ``allowed`` (list
         of str) the reasons of refusal that were set aside.
+    table : ndarray, uint16, shape (256,) or (65536,), or None
+        Grey level, 0 to :data:`WHITE`, of every value a sample can have; larger is brighter, air is
+        black and bone is white. It holds all that a header asks for: byte order, unused bits, sign,
+        rescaling, window, padding and polarity. None where samples are grey levels of 8 bits.
     """
 
-    pixels: NDArray[np.uint8]
+    samples: NDArray[np.uint8] | NDArray[np.uint16]
     path: Path
     format: str
     stored_bits: int
     about: dict[str, Any] = field(default_factory=dict)
+    table: NDArray[np.uint16] | None = None
+
+    @cached_property
+    def pixels(self) -> NDArray[np.uint8]:
+        """The whole picture in 8 bits, uint8 ``(h, w)``; made when it is first asked for."""
+        return self.show(self.samples)
+
+    def show(self, samples: NDArray[Any]) -> NDArray[np.uint8]:
+        """Give stored samples as a viewer would show them.
+
+        Parameters
+        ----------
+        samples : ndarray, uint8 or uint16
+            Some of the picture's.
+
+        Returns
+        -------
+        ndarray, uint8
+            Of the same shape.
+        """
+        if self.table is None:
+            return samples
+        return look_up(round_to_8_bits(self.table), samples)
 
 
 def sniff(head: bytes) -> str | None:
@@ -195,7 +235,7 @@ def finish_picture(picture: Picture, allow: Collection[str] = ()) -> Picture:
     Refused
         ``too_small`` or ``blank``.
     """
-    rows, columns = picture.pixels.shape
+    rows, columns = picture.samples.shape
     allowed: list[str] = []
     if min(rows, columns) < MIN_SIDE:
         found = (
@@ -203,9 +243,10 @@ def finish_picture(picture: Picture, allow: Collection[str] = ()) -> Picture:
             "use the original picture, not a thumbnail"
         )
         refuse(picture.path, "too_small", found, allow, allowed)
-    if picture.pixels.min() == picture.pixels.max():
+    shown = picture.show(sparse(picture.samples))
+    if shown.min() == shown.max() and picture.pixels.min() == picture.pixels.max():
         found = (
-            f"every pixel has the same grey level ({int(picture.pixels[0, 0])}), expected an "
+            f"every pixel has the same grey level ({int(shown[0, 0])}), expected an "
             "X-ray; look at the file in a viewer"
         )
         refuse(picture.path, "blank", found, allow, allowed)
@@ -214,28 +255,67 @@ def finish_picture(picture: Picture, allow: Collection[str] = ()) -> Picture:
     return picture
 
 
-def scale_to_8_bits(
+def sparse(samples: NDArray[Any]) -> NDArray[Any]:
+    """Pick samples on a grid over the whole picture.
+
+    Two that differ prove in microseconds that a picture is not flat; only where none does, all of
+    its samples have to be looked at.
+
+    Parameters
+    ----------
+    samples : ndarray, shape (h, w)
+        All.
+
+    Returns
+    -------
+    ndarray, shape (at most 97, at most 97)
+        Some, in both directions at equal distances.
+    """
+    rows, columns = samples.shape
+    return samples[:: 1 + rows // (2 * _SPARSE_SIDE), :: 1 + columns // (2 * _SPARSE_SIDE)]
+
+
+def scale_to_levels(
     values: NDArray[Any], low: float, high: float, *, invert: bool = False
-) -> NDArray[np.uint8]:
-    """Spread values linearly over 0 to 255, rounding halves up and clipping what lies outside.
+) -> NDArray[np.uint16]:
+    """Spread values linearly over the grey levels, rounding halves up and clipping the rest.
 
     Parameters
     ----------
     values : ndarray, any real dtype
         Samples.
     low, high : float
-        Values that become 0 and 255, ``low < high``.
+        Values that become 0 and :data:`WHITE`, ``low < high``.
     invert : bool, optional
         Turn black and white around.
+
+    Returns
+    -------
+    ndarray, uint16
+        Of the same shape.
+    """
+    span = high - low
+    scaled = values.astype(np.float64) - low
+    # Multiplied first, a half is exactly a half; absurd numbers of a header would overflow.
+    scaled = scaled * WHITE / span if abs(span) < _HUGE else scaled * (WHITE / span)
+    levels = np.floor(np.clip(scaled, 0.0, WHITE) + 0.5).astype(np.uint16)
+    return WHITE - levels if invert else levels
+
+
+def round_to_8_bits(levels: NDArray[np.uint16]) -> NDArray[np.uint8]:
+    """Round grey levels to 8 bits; half steps of 8 bits go up, as all halves do.
+
+    Parameters
+    ----------
+    levels : ndarray, uint16
+        0 to :data:`WHITE`.
 
     Returns
     -------
     ndarray, uint8
         Of the same shape.
     """
-    scaled = (values.astype(np.float64) - low) * (255.0 / (high - low))
-    levels = np.floor(np.clip(scaled, 0.0, 255.0) + 0.5).astype(np.uint8)
-    return 255 - levels if invert else levels
+    return ((levels.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
 def look_up(table: NDArray[np.uint8], codes: NDArray[Any]) -> NDArray[np.uint8]:

@@ -486,6 +486,71 @@ def test_inversion_once(
     assert ("notes" in picture.about) == ((photometric, shape) == ("MONOCHROME2", "INVERSE"))
 
 
+HEADERS: list[dict[str, Any]] = [
+    {},
+    {"PixelPaddingValue": 9},
+    {"PixelPaddingValue": 0},
+    {"PixelPaddingValue": 3},
+    {"PixelPaddingValue": 60, "PixelPaddingRangeLimit": 100},
+    {"WindowCenter": 30, "WindowWidth": 40},
+    {"WindowCenter": 3000, "WindowWidth": 4},
+    {"WindowCenter": 30, "WindowWidth": 40, "PixelPaddingValue": 9},
+    {"WindowCenter": 7, "WindowWidth": 1},
+    {"RescaleSlope": -2, "RescaleIntercept": 7},
+    {"ModalityLUTSequence": Sequence([lut_item(0, [5, 900, 30, 4, 300], 12)])},
+]
+
+
+@pytest.mark.parametrize("tags", HEADERS, ids=lambda tags: "-".join(tags) or "none")
+@pytest.mark.parametrize("kind", ["noise", "few", "two places", "flat"])
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ExplicitVRBigEndian])
+def test_looking_at_some_samples_gives_what_looking_at_all_does(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tags: dict[str, Any],
+    kind: str,
+    signed: bool,
+    syntax: Any,
+) -> None:
+    values = np.full((200, 210), 9)
+    if kind == "noise":
+        values = np.random.default_rng(0).integers(0, 4096, values.shape)
+    elif kind == "few":
+        values = np.random.default_rng(0).integers(5, 9, values.shape)
+    elif kind == "two places":  # beside the grid of the few samples
+        values[101, 203], values[1, 1] = 60, 3
+    path = save(dicom(values, syntax=syntax, signed=signed, **tags), tmp_path / "a.dcm")
+
+    def read() -> Any:
+        try:
+            picture = read_dicom(path)
+        except Refused as error:
+            return str(error)
+        return picture.table.tobytes(), picture.pixels.tobytes(), picture.about
+
+    found = read()
+    nothing = property(lambda self: np.zeros(self.n_values, dtype=np.bool_))
+    monkeypatch.setattr("engine.dicom._Stored.some", nothing)
+    monkeypatch.setattr("engine.dicom._Stored.ends", None)
+    assert read() == found
+
+
+def test_a_window_needs_no_look_at_every_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(**tags: Any) -> Any:
+        return read_dicom(save(dicom(ramp(), **tags), tmp_path / "a.dcm"))
+
+    for name in ("present", "ends"):
+        monkeypatch.setattr(f"engine.dicom._Stored.{name}", property(lambda self: 1 / 0))
+    picture = read(WindowCenter=2000, WindowWidth=3000, RescaleSlope=2, RescaleIntercept=-5)
+    assert "pixels" not in vars(picture)
+    assert not picture.samples.flags.owndata  # the bytes of the file
+    with pytest.raises(ImageError, match="ZeroDivisionError"):
+        read()
+
+
 @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
 def test_padding_is_black_and_out_of_the_range(tmp_path: Path, photometric: str) -> None:
     values = ramp(11) + 500

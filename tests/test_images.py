@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import struct
 import threading
@@ -18,18 +16,12 @@ from PIL import Image, ImageFile, PngImagePlugin, TiffImagePlugin
 
 from engine.errors import EngineError, ImageError, Refused
 from engine.images import (
-    FILTERS,
-    FITS,
     IMAGE_SUFFIXES,
-    JoinedPreprocessing,
     Preprocessing,
     find_images,
     preprocess,
     read_picture,
-    read_preprocessing,
 )
-from engine.picture import Picture
-from formats import preprocessing_digest
 
 ROWS, COLUMNS = 72, 96
 
@@ -496,188 +488,6 @@ def test_find_images_where_there_is_nothing(tmp_path: Path) -> None:
         find_images(tmp_path / "file.png")
 
 
-# --- preprocessing -------------------------------------------------------------------------------
-
-
-def picture_of(pixels: np.ndarray) -> Picture:
-    return Picture(pixels, Path("made.png"), "png", 8)
-
-
-def test_digests_hold() -> None:
-    """A change here makes every container and head strangers: raise the version with it."""
-    assert Preprocessing().digest == GOLDEN_RULES
-    made = hashlib.sha256()
-    for fit in FITS:
-        for name in FILTERS:
-            rules = Preprocessing(
-                height=40, width=32, fit=fit, filter=name, low_percentile=1, high_percentile=99
-            )
-            for pixels in (gray8(), gray8().T.copy(), gray8()[:, :65]):
-                made.update(preprocess(picture_of(pixels), rules).tobytes())
-    assert made.hexdigest() == GOLDEN_PIXELS
-
-
-GOLDEN_RULES = "755ab1b4076c234ee8d6e684b0a8a35966568cf7fcbeb4b36ebaeab98006b66a"
-GOLDEN_PIXELS = "ea76c1d3bcab79999c89dd4b7edc2fa0a63ab39ef04cb3f11a0789ad6ff147bd"
-
-
-def test_digest_is_of_the_canonical_json() -> None:
-    rules = Preprocessing(low_percentile=1, high_percentile=99)
-    text = (
-        '{"filter":"bilinear","fit":"stretch","height":224,"high_percentile":99.0,'
-        '"low_percentile":1.0,"version":1,"width":224}'
-    )
-    assert rules.digest == hashlib.sha256(text.encode()).hexdigest()
-    assert json.loads(text) == rules.to_dict()
-    assert Preprocessing(low_percentile=1.0, high_percentile=99.0).digest == rules.digest
-    again = Preprocessing.from_dict(json.loads(json.dumps(rules.to_dict())))
-    assert again == rules
-    assert again.digest == rules.digest
-
-
-def test_every_field_is_in_the_digest() -> None:
-    digests = {
-        Preprocessing(**change).digest
-        for change in (
-            {},
-            {"height": 225},
-            {"width": 225},
-            {"fit": "pad"},
-            {"filter": "box"},
-            {"low_percentile": 1, "high_percentile": 99},
-            {"low_percentile": 1, "high_percentile": 98},
-        )
-    }
-    assert len(digests) == 7
-
-
-@pytest.mark.parametrize(
-    ("values", "found"),
-    [
-        ({"colour": 1}, "'colour'"),
-        ({"version": 2}, "version 2"),
-        ({"version": "1"}, "whole number"),
-        ({"height": 0}, "height is 0"),
-        ({"width": 1e9}, "whole number"),
-        ({"width": 10**9}, "1 to 4096"),
-        ({"height": True}, "whole number"),
-        ({"fit": "squeeze"}, "crop, pad, stretch"),
-        ({"filter": "sharp"}, "bilinear"),
-        ({"low_percentile": 1}, "both or none"),
-        ({"low_percentile": 5, "high_percentile": 5}, "low < high"),
-        ({"low_percentile": -1, "high_percentile": 5}, "low < high"),
-        ({"low_percentile": float("nan"), "high_percentile": 5}, "low < high"),
-    ],
-)
-def test_unknown_rules(values: dict[str, Any], found: str) -> None:
-    with pytest.raises(ValueError, match=found):
-        Preprocessing.from_dict(values)
-
-
-@pytest.mark.parametrize("name", FILTERS)
-@pytest.mark.parametrize(("height", "width"), [(24, 31), (72, 96), (150, 80)])
-def test_resize_against_float64(name: str, height: int, width: int) -> None:
-    """The antialiased filter written out: a weighted mean, the kernel as wide as the step."""
-    kernels = {
-        "box": (0.5, lambda x: (x > -0.5) & (x <= 0.5)),
-        "bilinear": (1.0, lambda x: 1 - np.abs(x)),
-        "hamming": (1.0, lambda x: np.sinc(x) * (0.54 + 0.46 * np.cos(np.pi * x))),
-        "lanczos": (3.0, lambda x: np.sinc(x) * np.sinc(x / 3)),
-        "bicubic": (
-            2.0,
-            lambda x: np.where(
-                np.abs(x) < 1,
-                1.5 * np.abs(x) ** 3 - 2.5 * x**2 + 1,
-                -0.5 * np.abs(x) ** 3 + 2.5 * x**2 - 4 * np.abs(x) + 2,
-            ),
-        ),
-    }
-    support, kernel = kernels[name]
-
-    def weights(n_in: int, n_out: int) -> np.ndarray:
-        step = n_in / n_out
-        stretch = max(step, 1.0)
-        matrix = np.zeros((n_out, n_in))
-        for i in range(n_out):
-            centre = (i + 0.5) * step
-            first = max(0, int(centre - support * stretch + 0.5))
-            last = min(n_in, int(centre + support * stretch + 0.5))
-            x = (np.arange(first, last) - centre + 0.5) / stretch
-            matrix[i, first:last] = np.where(np.abs(x) <= support, kernel(x), 0)
-        return matrix / matrix.sum(axis=1, keepdims=True)
-
-    y, x = np.mgrid[:ROWS, :COLUMNS]
-    pixels = (120 + 60 * np.sin(x / 7) + 55 * np.cos(y / 5)).astype(np.uint8)
-    exact = weights(ROWS, height) @ pixels @ weights(COLUMNS, width).T
-    found = preprocess(picture_of(pixels), Preprocessing(height=height, width=width, filter=name))
-    assert found.shape == (1, height, width)
-    assert found.dtype == np.uint8
-    assert np.abs(found[0] - np.clip(exact, 0, 255)).max() <= 1.5
-
-
-@pytest.mark.parametrize(
-    ("shape", "inner"),
-    [((100, 200), (32, 64)), ((200, 100), (64, 32)), ((99, 100), (63, 64)), ((90, 90), (64, 64))],
-)
-def test_pad(shape: tuple[int, int], inner: tuple[int, int]) -> None:
-    found = preprocess(
-        picture_of(np.full(shape, 200, np.uint8)), Preprocessing(height=64, width=64, fit="pad")
-    )[0]
-    rows, columns = np.flatnonzero(found.any(axis=1)), np.flatnonzero(found.any(axis=0))
-    assert (rows.size, columns.size) == inner
-    assert rows[0] == (64 - inner[0]) // 2
-    assert columns[0] == (64 - inner[1]) // 2
-    assert set(np.unique(found)) <= {0, 200}
-
-
-@pytest.mark.parametrize("shape", [(100, 200), (200, 100), (100, 102)])
-def test_crop(shape: tuple[int, int]) -> None:
-    pixels = np.zeros(shape, np.uint8)
-    side = min(shape)
-    top, left = (shape[0] - side) // 2, (shape[1] - side) // 2
-    pixels[top : top + side, left : left + side] = np.arange(side, dtype=np.uint8)
-    rules = {"height": 50, "width": 50, "filter": "box"}
-    found = preprocess(picture_of(pixels), Preprocessing(**rules, fit="crop"))
-    part = pixels[top : top + side, left : left + side]
-    expected = preprocess(picture_of(part), Preprocessing(**rules, fit="stretch"))
-    assert np.abs(found.astype(int) - expected).max() <= 2
-
-
-def test_percentiles() -> None:
-    pixels = np.repeat(np.arange(100, 200, dtype=np.uint8), 100).reshape(100, 100)
-    rules = {"height": 100, "width": 100}
-    full = preprocess(
-        picture_of(pixels), Preprocessing(**rules, low_percentile=0, high_percentile=100)
-    )[0]
-    assert np.array_equal(full, np.floor((pixels - 100.0) / 99 * 255 + 0.5))
-    part = preprocess(
-        picture_of(pixels), Preprocessing(**rules, low_percentile=10, high_percentile=90)
-    )[0]
-    # Levels 100 to 109 are the lowest tenth; 189 is the first with 90 % at or below.
-    expected = np.clip((pixels - 110.0) / 79 * 255, 0, 255)
-    assert np.abs(part - expected).max() <= 0.5
-
-
-def test_percentiles_leave_a_two_level_picture_and_borders() -> None:
-    pixels = np.full((100, 200), 90, np.uint8)
-    pixels[0, 0] = 10
-    found = preprocess(
-        picture_of(pixels),
-        Preprocessing(height=64, width=64, fit="pad", low_percentile=2, high_percentile=98),
-    )[0]
-    assert found[32, 32] == 90  # both percentiles at 90: left alone
-    assert found[0].max() == 0
-
-
-def test_views_of_other_layouts() -> None:
-    pixels = gray8()
-    flipped = pixels[::-1, ::-1]
-    assert np.array_equal(
-        preprocess(picture_of(flipped), Preprocessing()),
-        preprocess(picture_of(flipped.copy()), Preprocessing()),
-    )
-
-
 # --- real X-rays ---------------------------------------------------------------------------------
 
 
@@ -701,42 +511,3 @@ def test_real_xrays_in_original_size(shared_data: Path) -> None:
         picture = read_picture(path)
         assert max(picture.pixels.shape) > 512
         assert picture.about == {}
-
-
-# --- joined preprocessings ----------------------------------------------------------------------
-
-
-def test_joined_preprocessing_survives_plain_values() -> None:
-    parts = (Preprocessing(), Preprocessing(height=260, width=260, low_percentile=1.0,
-                                            high_percentile=99.0))  # fmt: skip
-    joined = JoinedPreprocessing(parts)
-    values = joined.to_dict()
-    assert values["height"] == [224, 260]
-    assert values["low_percentile"] == [None, 1.0]
-    assert read_preprocessing(values) == joined
-    assert read_preprocessing(json.loads(json.dumps(values))).digest == joined.digest
-    assert joined.digest == preprocessing_digest(values)
-    assert joined.digest != JoinedPreprocessing(parts[::-1]).digest
-    assert joined.parts == parts
-
-
-def test_single_preprocessing_is_read_as_before() -> None:
-    rules = Preprocessing(height=100)
-    assert read_preprocessing(rules.to_dict()) == rules
-    assert rules.parts == (rules,)
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        {"height": [224, 260], "width": 224},
-        {"height": [224, 260], "width": [224]},
-        {"height": [224], "width": [224]},
-        {"height": [], "width": []},
-        {"height": [224, "260"], "width": [224, 260]},
-        {"hight": [224, 260]},
-    ],
-)
-def test_wrong_joined_preprocessings_are_refused(values: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="preprocessing: "):
-        read_preprocessing(values)

@@ -8,7 +8,8 @@ quantization calibration. Run as::
 Steps, each a function below: load the published weights; fold batch normalisation and the three
 equal input channels away (:mod:`engine.models.folding`); convert to OpenVINO with the taps as
 outputs; quantize with NNCF; requantize the few output channels that could saturate
-(:mod:`engine.models.saturation`); measure the agreement with FP32; write IR and card.
+(:mod:`engine.models.saturation`); measure the agreement with FP32; write IR and card; measure the
+known answers (``engine.probes``).
 """
 
 from __future__ import annotations
@@ -110,7 +111,6 @@ CONFIGURATION = {
 
 PREPROCESSING: dict[str, Any] = {
     "fit": "stretch",
-    "filter": "bilinear",
     "low_percentile": 0.5,
     "high_percentile": 99.5,
 }
@@ -825,9 +825,21 @@ def build_backbone(recipe: Recipe, images: Path, out: Path) -> dict[str, Any]:
         "files": facts,
         "sha256": digest,
     }
-    text = json.dumps(card, indent=1, ensure_ascii=False)
-    xml.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
-    return card
+    path = xml.with_suffix(".json")
+    path.write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    add_probes(recipe, out)
+    finished: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return finished
+
+
+def add_probes(recipe: Recipe, out: Path) -> None:
+    """Measure the known answers of a finished network and add them to its card.
+
+    A process of its own, because the module that knows the answers stands above this one.
+    """
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-m", "engine.probes", recipe.name, "--models", str(out), "--write"]
+    subprocess.run(command, env=environment, check=True)  # noqa: S603 - our own program
 
 
 def main(argv: Sequence[str] | None = None) -> int:
