@@ -24,6 +24,7 @@ __all__ = [
     "check_kind",
     "check_subject",
     "describe",
+    "is_own",
 ]
 
 ACCEPTED_MODALITIES = ("CR", "DX", "RF")
@@ -139,10 +140,7 @@ def check_kind(path: Path, file: DicomFile, allow: frozenset[str], allowed: list
     from pydicom.uid import UID
 
     dataset = file.dataset
-    if (
-        read_code(dataset, "Manufacturer") == OWN_MANUFACTURER.upper()
-        or read_code(dataset, "SeriesDescription").startswith(OWN_SERIES.upper())
-    ):  # fmt: skip
+    if is_own(dataset):
         found = "is a result that Hilum made, expected a radiograph; leave it out"
         refuse(path, "own_result", found, allow, allowed)
     modality = read_code(dataset, "Modality")
@@ -163,6 +161,24 @@ def check_kind(path: Path, file: DicomFile, allow: frozenset[str], allowed: list
     ):
         refuse(path, "unsupported_modality", f"is {found}, {wanted}", allow, allowed)
     return modality if modality in closed else ""
+
+
+def is_own(dataset: Dataset) -> bool:
+    """Tell whether Hilum made an object: by its maker, or by the name of its series.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        Its header.
+
+    Returns
+    -------
+    bool
+        Either is enough: a PACS may change one of them.
+    """
+    return read_code(dataset, "Manufacturer") == OWN_MANUFACTURER.upper() or read_code(
+        dataset, "SeriesDescription"
+    ).startswith(OWN_SERIES.upper())
 
 
 def check_subject(

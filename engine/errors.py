@@ -18,6 +18,7 @@
     ├── ChainError (ValueError)                 .path: a chain of heads that cannot be followed
     ├── ManifestError (ValueError)              .path
     ├── MismatchError (ValueError)              head and features of different origin
+    ├── MissingPart (ImportError)               an optional package that is not installed
     └── SplitError (ValueError)                 rows, patients and splits do not fit together
 
 Each also inherits the builtin named in brackets, so code that knows nothing of Hilum still
@@ -53,6 +54,7 @@ __all__ = [
     "ImageError",
     "ManifestError",
     "MismatchError",
+    "MissingPart",
     "NotAContainer",
     "NotesError",
     "Refused",
@@ -69,6 +71,7 @@ REFUSALS = {
     "annotation": "a DICOM object about pictures: report, segmentation, presentation state",
     "blank": "every pixel has the same grey level",
     "body_part": "a DICOM header that names another part of the body than the chest",
+    "inverted": "black and white are exchanged: only the negative is like the training images",
     "lateral": "a DICOM header that says lateral view",
     "multi_frame": "several pictures in one file",
     "no_pixels": "a DICOM object without a picture",
@@ -85,6 +88,7 @@ OVERRIDABLE = (
     "annotation",
     "blank",
     "body_part",
+    "inverted",
     "lateral",
     "multi_frame",
     "out_of_distribution",
@@ -166,6 +170,10 @@ class ManifestError(EngineError, ValueError):
 
 class MismatchError(EngineError, ValueError):
     """A head and features that come from different backbones, preprocessings or poolings."""
+
+
+class MissingPart(EngineError, ImportError):  # noqa: N818 - what is wrong is the machine
+    """A package of an extra that is not installed; the message names the extra."""
 
 
 class SplitError(EngineError, ValueError):

@@ -49,13 +49,20 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BANNER",
+    "INK",
     "LONG_SIDES",
+    "PAPER",
+    "WARNING",
     "Evidence",
     "class_evidence",
+    "drawable",
     "encode_png",
+    "line_height",
+    "load_font",
     "place_map",
     "render_heatmap",
     "render_sheet",
+    "wrap_text",
 ]
 
 #: Stamped on every picture.
@@ -71,7 +78,8 @@ _GEM_EPS = 1e-6
 # transparent where there is no evidence, so that the X-ray stays what it is.
 _FOR, _AGAINST = (255, 72, 48), (32, 150, 255)
 _MOST_OPAQUE = 0.72
-_INK, _PAPER, _WARNING = (235, 235, 235), (16, 16, 16), (255, 214, 10)
+#: Colours of text, of what is behind it, and of what must not be overlooked.
+INK, PAPER, WARNING = (235, 235, 235), (16, 16, 16), (255, 214, 10)
 # Of the X-ray's long side.
 _BAR, _TEXT = 0.125, 0.0205
 # A sheet of many panels stays within what viewers open.
@@ -447,24 +455,24 @@ def render_heatmap(
     drawn = _blend(gray, values / most if most > 0.0 else values)
 
     bar = max(64, round(_BAR * long_side))
-    font = _font(max(10, round(_TEXT * long_side)))
-    line = _line_height(font)
+    font = load_font(max(10, round(_TEXT * long_side)))
+    line = line_height(font)
     full = canvas_width + bar
     legend = [
         wrapped
         for text in _legend(evidence, float(values.mean() * 100))
-        for wrapped in _wrap(text, font, full - line)
+        for wrapped in wrap_text(text, font, full - line)
     ]
     top = line * 2
-    out = Image.new("RGB", (full, top + height + line * (len(legend) + 1)), _PAPER)
+    out = Image.new("RGB", (full, top + height + line * (len(legend) + 1)), PAPER)
     pen = ImageDraw.Draw(out)
     banner = _fit_text(BANNER, font, full - line)
-    pen.text((line // 2, line // 2), banner, fill=_WARNING, font=font)
+    pen.text((line // 2, line // 2), banner, fill=WARNING, font=font)
     out.paste(Image.fromarray(drawn), ((canvas_width - width) // 2, top))
     _draw_bar(out, pen, (canvas_width, top, bar, height), most, font)
     for number, text in enumerate(legend):
         y = top + height + line // 2 + number * line
-        pen.text((line // 2, y), text, fill=_INK, font=font)
+        pen.text((line // 2, y), text, fill=INK, font=font)
     return np.asarray(out)
 
 
@@ -497,7 +505,7 @@ def render_sheet(
     height = max(panel.shape[0] for panel in panels)
     width = max(panel.shape[1] for panel in panels)
     down = -(-len(panels) // across)
-    sheet = np.full((down * height, across * width, 3), _PAPER, np.uint8)
+    sheet = np.full((down * height, across * width, 3), PAPER, np.uint8)
     for number, panel in enumerate(panels):
         top, left = number // across * height, number % across * width
         sheet[top : top + panel.shape[0], left : left + panel.shape[1]] = panel
@@ -526,12 +534,12 @@ def encode_png(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def _legend(evidence: Evidence, on_picture: float) -> list[str]:
-    name = _printable(evidence.class_name)
-    others = " and ".join(_printable(other) for other in evidence.against)
+    name = drawable(evidence.class_name)
+    others = " and ".join(drawable(other) for other in evidence.against)
     if len(evidence.against) > 1:
-        others = "the mean of " + ", ".join(_printable(other) for other in evidence.against)
+        others = "the mean of " + ", ".join(drawable(other) for other in evidence.against)
     return [
-        f"{name}: probability {evidence.probability:.3f}, head {_printable(evidence.head)}",
+        f"{name}: probability {evidence.probability:.3f}, head {drawable(evidence.head)}",
         f"red speaks for {name}, blue " + (f"for {others}" if others else "against it"),
         f"evidence {evidence.logit:+.2f} = {on_picture:+.2f} on the picture "
         f"{evidence.logit - on_picture:+.2f} elsewhere (logits)",
@@ -552,7 +560,7 @@ def _draw_bar(
     from PIL import Image
 
     left, top, width, height = box
-    line = _line_height(font)
+    line = line_height(font)
     unit = ("logits", "per 1 %", "of area")
     bar_top, bar_height = top + 2 * line, max(line * 4, height - line * (len(unit) + 4))
     bar_left, bar_width = left + line // 2, max(6, width // 5)
@@ -564,38 +572,83 @@ def _draw_bar(
         y = bar_top + (1.0 - part) / 2 * (bar_height - 1)
         number = part * most
         words = f"{number:+.{decimals}f}" if number else "0"
-        pen.line((bar_left + bar_width, y, bar_left + bar_width + 4, y), fill=_INK)
-        pen.text((bar_left + bar_width + 7, y - line / 2), words, fill=_INK, font=font)
+        pen.line((bar_left + bar_width, y, bar_left + bar_width + 4, y), fill=INK)
+        pen.text((bar_left + bar_width + 7, y - line / 2), words, fill=INK, font=font)
     for row, text in enumerate(unit):
         y = bar_top + bar_height + line + row * line
-        pen.text((bar_left, y), text, fill=_INK, font=font)
+        pen.text((bar_left, y), text, fill=INK, font=font)
 
 
-def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+def load_font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    """Give the font that comes with Pillow, so that a drawing is the same on every machine.
+
+    Parameters
+    ----------
+    size : int
+        Pixels.
+
+    Returns
+    -------
+    ImageFont
+        It has the signs of Latin-1 and no others: no dash longer than a hyphen.
+    """
     from PIL import ImageFont
 
     return ImageFont.load_default(size)
 
 
-def _line_height(font: Any) -> int:
+def line_height(font: Any) -> int:
+    """Give the distance of lines that do not touch.
+
+    Parameters
+    ----------
+    font : ImageFont
+        From `load_font`.
+
+    Returns
+    -------
+    int
+        Pixels.
+    """
     _, top, _, bottom = font.getbbox("Ag|")
     height: float = 1.25 * (bottom - min(top, 0))
     return math.ceil(height)
 
 
-def _printable(text: str) -> str:
-    """Replace what Pillow's own font cannot draw: names come from files."""
+def drawable(text: str) -> str:
+    """Replace what Pillow's own font cannot draw: names come from files.
+
+    Parameters
+    ----------
+    text : str
+        Any.
+
+    Returns
+    -------
+    str
+        With a question mark for each sign that there is no glyph for.
+    """
     shown = text.encode("latin-1", "replace").decode("latin-1")
     return "".join(char if char.isprintable() else "?" for char in shown)
 
 
-def _fit_text(text: str, font: Any, width: int) -> str:
-    while len(text) > 1 and font.getlength(text) > width:
-        text = text[:-2] + "~"
-    return text
+def wrap_text(text: str, font: Any, width: int) -> list[str]:
+    """Break a text between words.
 
+    Parameters
+    ----------
+    text : str
+        As `drawable` gives it.
+    font : ImageFont
+        From `load_font`.
+    width : int
+        Of a line, pixels; a longer word loses its end.
 
-def _wrap(text: str, font: Any, width: int) -> list[str]:
+    Returns
+    -------
+    list of str
+        At least one line.
+    """
     lines = [""]
     for word in text.split(" "):
         longer = f"{lines[-1]} {word}".strip()
@@ -604,3 +657,9 @@ def _wrap(text: str, font: Any, width: int) -> list[str]:
         else:
             lines[-1] = longer
     return [_fit_text(line, font, width) for line in lines]
+
+
+def _fit_text(text: str, font: Any, width: int) -> str:
+    while len(text) > 1 and font.getlength(text) > width:
+        text = text[:-2] + "~"
+    return text

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
-import csv
-import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from engine.cli import (
     EXIT_DONE,
@@ -22,30 +17,28 @@ from engine.cli import (
     check_stop,
     command_line,
     count_up_to,
+    leave,
     report,
     run,
 )
-from engine.errors import OVERRIDABLE
+from engine.worker import Settings, Worker, add_options, settings_of
 
 if TYPE_CHECKING:
-    from engine.cascade import Chain
+    import argparse
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from engine.answers import Prediction
     from engine.heads import Head
-    from engine.prediction import Prediction
+    from engine.slots import EngineSlot
 
-TABLE_NAME = "predictions.csv"
-# File systems take 255 bytes; room is left for the suffix of an unfinished file.
-LONGEST_NAME_BYTES = 200
-SHORTENED_NAME_BYTES = 150
-# engine.views.MAX_VIEWS, which is not worth its import before the command line is understood.
-MOST_VIEWS = 32
-
-HEATMAP_SUFFIX = ".heatmap.png"
+# From so many pictures on, compiled loops win back the half second that loading them takes.
+MANY = 200
 
 DESCRIPTION = """\
 Predict images with one or several heads on one pass of their backbone. Prints one JSON object a
 line: input, status (ok, refused, error), reason, heads (name: label, probabilities, threshold, ood,
-notice), backbone, milliseconds; where it applies allowed, views, chain, heatmap. Works offline.
-Research use only."""
+notice), backbone, milliseconds; where it applies allowed, views, chain, heatmap, key, stored, sr,
+sc, delivered. Works offline. Research use only."""
 
 EPILOG = """\
 examples:
@@ -57,12 +50,32 @@ examples:
       "-" takes paths from standard input, one a line, and answers each as it comes
   python -m engine.predict inbox/ --chain chest.toml --heatmap --output-dir results/
       heads that are asked one after the other; results/NAME.heatmap.png beside each JSON
+  python -m engine.predict "$FILE" --output-dir results/ --sr --sc --store PACS@10.0.0.5:11112
+      what a PACS calls for each file: report and picture go back into the study of the image
+  python -m engine.predict "$FILE" --spool /var/spool/hilum --no-wait
+      hand it over to python -m engine.serve, which holds the network in memory
+
+stored answers:
+  With --output-dir, each answer has a key: a digest of the picture (the SOP Instance UID of DICOM
+  files, the bytes of others), the heads, the chain, --allow and --views. A picture that comes again
+  under the same key, also under another name, gets its answer from the folder, with "stored": true;
+  nothing is predicted, and nothing sent that was sent before. A delivery that did not come to its
+  end is taken up again. Errors are not stored. --force predicts and sends all the same: give it
+  when a file was corrected and kept its UID.
+
+results in a PACS:
+  --sr and --sc make DICOM objects in the study of the image: same patient, study and accession
+  number. Refused pictures and other formats than DICOM get JSON only. They are sent by --store and
+  --orthanc, with a few attempts each; what still fails lies in DIR/dead_letters, and
+  python -m engine.deliver sends it again. "delivered" says what became of it. Results of Hilum that
+  come back are refused (own_result). They need: pip install 'hilum[pacs]'.
 
 refusals:
   A head knows how its training images look. Where a picture is too unlike them it gives no label
   and no probability, but {"refused": reason, "ood": {"score": s, "threshold": t}}. The other heads
   still answer; if all refuse, the picture's status is refused. --allow out_of_distribution makes
-  them answer, and the JSON says so: "allowed": ["out_of_distribution"].
+  them answer, and the JSON says so: "allowed": ["out_of_distribution"]. If only the negative of a
+  picture is like the training images, the reason is inverted.
 
 chains:
   A TOML file names heads and says when to go on. Heads are found relative to it.
@@ -99,60 +112,33 @@ def parser() -> argparse.ArgumentParser:
         metavar="IMAGE|FOLDER|-",
         help="images, folders, or - for paths on standard input",
     )
+    add_options(result)
     add(
-        "--head",
-        action="append",
-        metavar="HEAD.safetensors",
-        help="a trained head; may be given several times (default: the embedded demonstration "
-        "head)",
+        "--engines",
+        type=_engines,
+        default=1,
+        metavar="N",
+        help="how many engines of this user may work at once on this machine; further ones wait "
+        "for their turn (default: 1; 0: no bound)",
     )
     add(
-        "--output-dir",
+        "--spool",
         metavar="DIR",
-        help="also write one JSON file an image into DIR, which is made if missing",
+        help="hand the images over to the worker of this spool (python -m engine.serve DIR) and "
+        "wait for its answers; if none is running, work in its place. The worker's own options "
+        "say what is asked, so the others here do not go with it",
     )
     add(
-        "--csv",
+        "--no-wait",
         action="store_true",
-        help="a table instead of JSON lines on standard output; with --output-dir, "
-        "DIR/predictions.csv beside them",
-    )
-    add(
-        "--chain",
-        metavar="FILE.toml",
-        help="heads to ask one after the other, see below; in the place of --head: a head that is "
-        "to answer besides is one more step of the file",
-    )
-    add(
-        "--views",
-        type=count_up_to(MOST_VIEWS),
-        metavar="N",
-        help="average the logits of the image with those of N augmented views of it (turned, "
-        "shifted, scaled, contrast changed): N + 1 times the work, a little better for heads "
-        "trained with views, worse for others (default: none)",
-    )
-    add(
-        "--heatmap",
-        action="store_true",
-        help="with --output-dir, also draw NAME" + HEATMAP_SUFFIX + ": for each decided label, "
-        "which places spoke for it and against it",
-    )
-    add(
-        "--allow",
-        action="append",
-        choices=OVERRIDABLE,
-        metavar="REASON",
-        help="predict although this reason speaks against it; may be given several times, one of: "
-        + ", ".join(OVERRIDABLE),
-    )
-    add(
-        "--threads",
-        type=count_up_to(MOST_THREADS),
-        metavar="N",
-        help="images worked on at once (default: one per core)",
+        help='with --spool, do not wait: print {"job": name} for each image',
     )
     add("--quiet", action="store_true", help="no progress bar and no notices on standard error")
     return result
+
+
+def _engines(text: str) -> int:
+    return 0 if text == "0" else count_up_to(MOST_THREADS)(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -174,70 +160,142 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _predict(options: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
-    if arguments.chain and arguments.head:
-        options.error(
-            "--chain and --head do not go together; add the head to the chain's file as a step"
-        )
-    if arguments.heatmap and arguments.output_dir is None:
-        options.error("--heatmap draws files: give --output-dir for them")
-    chains = [] if arguments.chain is None else [arguments.chain]
-    check_files(options, [*(arguments.head or ()), *chains], ())
+    settings = settings_of(options, arguments)
+    if arguments.spool is not None:
+        return _hand_over(options, arguments, settings)
+    if arguments.no_wait:
+        options.error("--no-wait is for --spool: without it, nobody else would answer")
+    chains = [] if settings.chain is None else [settings.chain]
+    check_files(options, [*settings.heads, *chains], ())
     paths, total = _inputs(options, arguments.input)
-    chain = None
-    if arguments.chain:
-        from engine.cascade import load_chain
-
-        chain = load_chain(arguments.chain)
-
-    from tqdm import tqdm
-
-    from engine.prediction import Predictor
-
     # Paths that come one by one are answered one by one: several at once would be taken ahead of
     # the answers, and a program that waits for each answer would wait for ever.
-    streams = arguments.threads if arguments.threads or (total or 0) > 1 else 1
-    predictor = Predictor(
-        arguments.head,
-        streams=streams,
-        allow=arguments.allow or (),
-        views=arguments.views or 0,
-        chain=chain,
-        heatmap=arguments.heatmap,
+    by_one = not settings.threads and (total is None or total == 1)
+    worker = Worker(
+        settings,
+        streams=1 if by_one else None,
+        kernels=(total or 0) > MANY or (settings.threads or 1) > 1,
+        notice=None if arguments.quiet else lambda path, text: report(f"{path}: {text}"),
+        loaded=None if arguments.quiet else lambda heads: _introduce(heads, settings),
     )
-    # Behind all that can be wrong with heads: then nothing is written, this folder included.
-    results = None if arguments.output_dir is None else _Results(Path(arguments.output_dir))
-    if not arguments.quiet:
-        for head in predictor.heads:
-            notice = head.notice()
-            if notice:
-                report(f"{head.name}: {notice}")
-            if arguments.views and not head.training.get("n_views"):
-                # Accuracy 0.892 without and 0.874 with views, where the head had seen none.
-                report(f"{head.name}: was trained without views; leave --views out")
+    from engine.slots import engine_slot
+
+    slot = engine_slot(arguments.engines, announce=None if arguments.quiet else report)
     n_not_ok = 0
-    bar_wanted = not arguments.quiet and total is not None and total > 1 and sys.stderr.isatty()
     with ExitStack() as stack:
-        bar = stack.enter_context(
-            tqdm(total=total, unit="image", disable=not bar_wanted, leave=False)
-        )
+        bar = None
+        if not arguments.quiet and total is not None and total > 1 and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            bar = stack.enter_context(tqdm(total=total, unit="image", leave=False))
         table = None
-        if arguments.csv:
-            stream = sys.stdout if results is None else stack.enter_context(results.open_table())
-            table = _Table(stream, predictor.heads, chain)
-        for prediction in predictor.predict_many(paths):
+        if settings.csv:
+            from engine.results import Table
+
+            with slot:
+                heads, chain = worker.heads, worker.chain
+            stream = sys.stdout
+            if worker.results is not None:
+                stream = stack.enter_context(worker.results.open_table())
+            table = Table(stream, heads, chain)
+        find = _one_by_one if by_one else _many
+        for prediction in find(worker, paths, slot):
             check_stop()
-            n_not_ok += prediction.status != "ok"
-            if results is not None:
-                prediction = results.name_heatmap(prediction)  # noqa: PLW2901
-            # Printed first: whatever happens to the files, the answer is out.
+            sent = all(one.get("status") == "sent" for one in prediction.delivered)
+            n_not_ok += prediction.status != "ok" or not sent
             if table is not None:
                 table.add(prediction)
-            if table is None or results is not None:
-                bar.clear()
+            if table is None or worker.results is not None:
+                if bar is not None:
+                    bar.clear()
                 print(json.dumps(prediction.to_json()), flush=True)
-            if results is not None:
-                results.write(prediction)
-            bar.update()
+            if bar is not None:
+                bar.update()
+    return EXIT_SOME_FAILED if n_not_ok else EXIT_DONE
+
+
+def _introduce(heads: Sequence[Head], settings: Settings) -> None:
+    """Say what the heads are made for, before their answers."""
+    for head in heads:
+        notice = head.notice()
+        if notice:
+            report(f"{head.name}: {notice}")
+        if settings.views and not head.training.get("n_views"):
+            # Accuracy 0.892 without and 0.874 with views, where the head had seen none.
+            report(f"{head.name}: was trained without views; leave --views out")
+
+
+def _one_by_one(
+    worker: Worker, paths: Iterable[str | Path], slot: EngineSlot
+) -> Iterator[Prediction]:
+    """Answer each file before the next is taken; while it waits for one, others may work."""
+    for path in paths:
+        found = worker.stored(path)
+        if found is None:
+            with slot:
+                found = worker.judge(path)
+        yield worker.deliver(found)
+
+
+def _many(worker: Worker, paths: Iterable[str | Path], slot: EngineSlot) -> Iterator[Prediction]:
+    """Answer files on all streams; what is behind the prediction does not keep others waiting."""
+    from itertools import chain
+
+    waiting = iter(paths)
+    for path in waiting:
+        found = worker.stored(path)
+        if found is None:
+            break
+        yield worker.deliver(found)
+    else:
+        return
+    judged = _judged(worker, chain([path], waiting), slot)
+    if not worker.delivers:
+        yield from judged
+        return
+    from engine.inference import in_order
+
+    yield from in_order(worker.deliver, judged, 2)
+
+
+def _judged(worker: Worker, paths: Iterable[str | Path], slot: EngineSlot) -> Iterator[Prediction]:
+    """Predict files with a slot, and let others have it between two of them."""
+    waiting = iter(paths)
+    is_left = True
+
+    def until_wanted() -> Iterator[str | Path]:
+        nonlocal is_left
+        for path in waiting:
+            yield path
+            if slot.wanted():
+                return
+        is_left = False
+
+    with slot:
+        while is_left:
+            yield from worker.judge_many(until_wanted())
+            slot.give_way()
+
+
+def _hand_over(
+    options: argparse.ArgumentParser, arguments: argparse.Namespace, settings: Settings
+) -> int:
+    """Let the worker of a spool answer."""
+    if settings != Settings():
+        options.error(
+            "with --spool, the options of python -m engine.serve say what is asked; leave the "
+            "others out, or give them to it"
+        )
+    from engine.handover import hand_over
+
+    paths, _ = _inputs(options, arguments.input)
+    n_not_ok = 0
+    for answer in hand_over(arguments.spool, paths, wait=not arguments.no_wait):
+        check_stop()
+        sent: Sequence[Any] = answer.get("delivered", ())
+        is_done = arguments.no_wait or answer.get("status") == "ok"
+        n_not_ok += not is_done or any(one.get("status") != "sent" for one in sent)
+        print(json.dumps(answer), flush=True)
     return EXIT_SOME_FAILED if n_not_ok else EXIT_DONE
 
 
@@ -245,8 +303,6 @@ def _inputs(
     options: argparse.ArgumentParser, inputs: Sequence[str]
 ) -> tuple[Iterable[str | Path], int | None]:
     """List the files to predict, or stream them when ``-`` is among the inputs."""
-    from engine.images import find_images
-
     if "-" in inputs:
         if len(inputs) > 1:
             options.error("- takes every path from standard input; give it alone")
@@ -256,8 +312,11 @@ def _inputs(
     paths: list[str | Path] = []
     for text in inputs:
         if os.path.isdir(text):  # noqa: PTH112 - Path.is_dir raises for a name too long
+            from engine.images import find_images
+            from engine.results import is_drawn
+
             # Our own drawings of an earlier run are no X-rays.
-            found = [path for path in find_images(text) if not path.name.endswith(HEATMAP_SUFFIX)]
+            found = [path for path in find_images(text) if not is_drawn(path)]
             if not found:
                 options.error(f"{text}: no PNG, JPEG, TIFF or DICOM file in this folder")
             paths.extend(found)
@@ -273,144 +332,5 @@ def _standard_input() -> Iterator[str]:
             yield path
 
 
-class _Results:
-    """The folder of results: one JSON file an image, no file of another image overwritten."""
-
-    def __init__(self, folder: Path) -> None:
-        from engine import WriteError
-
-        self._folder = folder
-        # Found out now, not after the first minutes of work.
-        probe = folder / f".hilum-{os.getpid():x}"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            reason = error.strerror or error
-            message = f"cannot be written to ({reason}); choose another --output-dir"
-            raise WriteError(folder, message) from error
-
-    def name_heatmap(self, prediction: Prediction) -> Prediction:
-        """Say in a prediction what the file of its heatmap will be called."""
-        if prediction.heatmap is None:
-            return prediction
-        return replace(prediction, heatmap_file=self._stem(prediction.input) + HEATMAP_SUFFIX)
-
-    def write(self, prediction: Prediction) -> None:
-        import formats
-
-        # The drawing first: a result that names it is never there without it.
-        stem = self._stem(prediction.input)
-        if prediction.heatmap is not None and prediction.heatmap_file is not None:
-            from engine.heatmap import encode_png
-
-            path = self._folder / prediction.heatmap_file
-            formats.atomic_write(path, encode_png(prediction.heatmap))
-        elif "heatmap" in prediction.wanted:
-            # That of an earlier run would lie beside a result it does not belong to.
-            with suppress(OSError):
-                (self._folder / f"{stem}{HEATMAP_SUFFIX}").unlink()
-        path = self._folder / f"{stem}.json"
-        formats.atomic_write(path, (json.dumps(prediction.to_json(), indent=1) + "\n").encode())
-
-    def _stem(self, given: str) -> str:
-        """Choose the name of an image's files, without suffix."""
-        name = Path(given).name
-        path = self._folder / f"{name}.json"
-        if (
-            len(os.fsencode(path.name)) > LONGEST_NAME_BYTES
-            or path.name == TABLE_NAME
-            or self._belongs_to_another(path, given)
-        ):
-            # Room for the digest, whatever the file system makes of the characters.
-            stem = os.fsdecode(os.fsencode(name)[:SHORTENED_NAME_BYTES])
-            digest = hashlib.sha256(os.fsencode(given)).hexdigest()
-            return f"{stem}.{digest[:12]}"
-        return name
-
-    @contextmanager
-    def open_table(self) -> Iterator[TextIO]:
-        """Open the table under another name; it gets its own when it is whole."""
-        path = self._folder / TABLE_NAME
-        part = path.with_name(path.name + ".part")
-        try:
-            with part.open("w", encoding="utf-8", errors="backslashreplace", newline="") as stream:
-                yield stream
-                stream.flush()
-                os.fsync(stream.fileno())
-            part.replace(path)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
-
-    @staticmethod
-    def _belongs_to_another(path: Path, given: str) -> bool:
-        try:
-            found = json.loads(path.read_bytes())
-        except FileNotFoundError:
-            return False
-        except (OSError, ValueError):
-            return True
-        return not isinstance(found, dict) or found.get("input") != given
-
-
-class _Table:
-    """Answers as CSV: the columns follow from the heads, and each row is out when it is known."""
-
-    def __init__(self, stream: TextIO, heads: Sequence[Head], chain: Chain | None) -> None:
-        # By what they are and not by their headings: a class may be called "label".
-        columns: dict[tuple[str, ...], str] = {(key,): key for key in ("input", "status", "reason")}
-        if chain is not None:
-            said = ("step", "label", "probability", "complete")
-            columns |= {("chain", key): f"chain {key}" for key in said}
-            columns |= {("step", step.name): f"step {step.name}" for step in chain.steps}
-        for head in heads:
-            columns["label", head.name] = f"{head.name}:label"
-            columns |= {("class", head.name, name): f"{head.name}:{name}" for name in head.classes}
-            if head.ood is not None:
-                columns["refused", head.name] = f"{head.name} refused"
-                columns["ood", head.name] = f"{head.name} ood"
-        columns |= {(key,): key for key in ("backbone", "milliseconds")}
-        self._keys = tuple(columns)
-        self._stream = stream
-        self._writer = csv.writer(stream, lineterminator="\n")
-        self._writer.writerow(columns.values())
-        self._stream.flush()
-
-    def add(self, prediction: Prediction) -> None:
-        row: dict[tuple[str, ...], Any] = {
-            ("input",): prediction.input,
-            ("status",): prediction.status,
-            ("reason",): prediction.reason or "",
-            ("backbone",): prediction.backbone,
-            ("milliseconds",): round(prediction.milliseconds, 1),
-        }
-        for name, answer in prediction.heads.items():
-            if "ood" in answer:
-                row["refused", name] = answer.get("refused", "").partition(":")[0]
-                row["ood", name] = answer["ood"]["score"]
-            if "label" not in answer:
-                continue
-            row["label", name] = _joined(answer["label"])
-            for class_name, probability in answer["probabilities"].items():
-                row["class", name, class_name] = probability
-        if prediction.chain is not None:
-            row |= {("step", step["name"]): step["outcome"] for step in prediction.chain["steps"]}
-            answer = prediction.chain["answer"]
-            if answer is not None:
-                p = answer["probability"]
-                row["chain", "step"] = answer["step"]
-                row["chain", "label"] = _joined(answer["label"])
-                row["chain", "probability"] = _joined(p.values()) if isinstance(p, dict) else p
-                row["chain", "complete"] = "yes" if answer["complete"] else "no"
-        self._writer.writerow([row.get(key, "") for key in self._keys])
-        self._stream.flush()
-
-
-def _joined(values: str | Iterable[object]) -> str:
-    return values if isinstance(values, str) else "|".join(map(str, values))
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -27,7 +27,10 @@ import engine
 import formats
 from engine import cli, evaluate, extract, predict, train
 from engine.ood import fit_ood
+from engine.phantoms import draw_phantom, write_dicom
+from engine.prediction import Prediction
 from engine.views import MAX_VIEWS
+from engine.worker import MOST_VIEWS
 
 Main = Callable[[list[str]], int]
 
@@ -40,7 +43,9 @@ def draw(path: Path, seed: int) -> Path:
 
 
 def files_in(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+    """What lies in a folder; notes of the results, on which nothing depends, do not count."""
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return sorted(path.name for path in found if ".hilum" not in path.parts)
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +185,8 @@ def test_equal_names_keep_their_own_results(
     for _ in range(2):  # the second run writes the same files again
         for image in images:
             assert predict.main([str(image), *arguments]) == 0
-    texts = [json.loads(path.read_text()) for path in (tmp_path / "out").iterdir()]
+    texts = [json.loads(path.read_text()) for path in (tmp_path / "out").glob("*")
+             if path.is_file()]  # fmt: skip
     assert sorted(text["input"] for text in texts) == sorted(map(str, images))
 
 
@@ -433,8 +439,9 @@ def test_heatmaps_lie_beside_their_results(
     out = tmp_path / "out"
     heads = ["--head", str(made / "one.safetensors"), "--head", str(made / "strict.safetensors")]
     arguments = [*map(str, images), *heads, "--heatmap", "--output-dir", str(out)]
-    for _ in range(2):
+    for stored in (False, True):
         found = answers_of(arguments, capsys, 1)
+        assert [answer.pop("stored", False) for answer in found] == [stored] * 3
         assert [answer["status"] for answer in found] == ["ok", "ok", "refused"]
         assert found[0]["heatmap"] == "i.png.heatmap.png"
         assert found[1]["heatmap"] not in (None, found[0]["heatmap"])
@@ -457,11 +464,94 @@ def test_heatmaps_lie_beside_their_results(
     assert len(answers_of([str(out), *heads], capsys, 0)) == 1
 
 
+def test_a_picture_that_comes_again(made: Path, study: Path, tmp_path: Path, capsys: Any) -> None:
+    out = ["--output-dir", str(tmp_path / "out")]
+    one = [*out, "--head", str(made / "one.safetensors")]
+    image = tmp_path / "a.dcm"
+    write_dicom(draw_phantom(1, "none", height=128, width=128), image)
+    copy = shutil.copy(image, tmp_path / "b.dcm")
+    (first,) = answers_of([str(image), *one], capsys, 0)
+    assert "stored" not in first
+    (again,) = answers_of([str(image), *one], capsys, 0)
+    assert again == first | {"stored": True}
+    (other,) = answers_of([str(copy), *one], capsys, 0)
+    assert other == again | {"input": str(copy)}
+    assert json.loads((tmp_path / "out" / "b.dcm.json").read_text()) == other
+    (forced,) = answers_of([str(image), *one, "--force"], capsys, 0)
+    assert forced["key"] == first["key"]
+    assert "stored" not in forced
+    (two,) = answers_of([str(image), *out, "--head", str(made / "two.safetensors")], capsys, 0)
+    assert two["key"] != first["key"]
+    assert set(two["heads"]) == {"two"}
+    # Another picture under an old name, and errors, which are never stored.
+    write_dicom(draw_phantom(2, "lobar", height=128, width=128), image)
+    (new,) = answers_of([str(image), *one], capsys, 0)
+    assert new["key"] not in (first["key"], two["key"])
+    missing = str(tmp_path / "none.dcm")
+    for _ in range(2):
+        (error,) = answers_of([missing, *one], capsys, 1)
+        assert not {"stored", "key"} & set(error)
+    # Many at once, from a table too.
+    found = answers_of([str(image), str(copy), *one], capsys, 0)
+    assert [one.get("stored") for one in found] == [True, True]
+    assert answers_of([str(image), str(copy), *one, "--csv"], capsys, 0) == found
+    text = (tmp_path / "out" / "predictions.csv").read_text(encoding="utf-8")
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert [row["input"] for row in rows] == [str(image), str(copy)]
+
+
+def test_options_that_need_a_folder_or_a_spool(study: Path, tmp_path: Path, capsys: Any) -> None:
+    image = str(study / "00.png")
+    for arguments, advice in (
+        (["--sr"], "give --output-dir"),
+        (["--force"], "give --output-dir"),
+        (["--no-wait"], "is for --spool"),
+        (["--spool", str(tmp_path / "s"), "--heatmap", "--output-dir", "o"], "engine.serve"),
+        (["--spool", str(tmp_path / "s"), "--allow", "blank"], "engine.serve"),
+        (["--engines", "-1"], "whole number"),
+        (["--output-dir", "o", "--sr", "--store", "nowhere"], "AET@host:port"),
+    ):
+        assert usage_error(predict.main, image, *arguments) == 2
+        assert advice in capsys.readouterr().err
+    assert not (tmp_path / "s").exists()
+
+
+def test_handing_over_loads_nothing(study: Path, tmp_path: Path) -> None:
+    """Twenty hooks at once hand over and are gone."""
+    code = (
+        "import sys; from engine.predict import main\n"
+        "assert main([sys.argv[1], '--spool', sys.argv[2], '--no-wait']) == 0\n"
+        "heavy = ('numpy', 'openvino', 'cffi', 'PIL', 'pydicom', 'tqdm', 'numba', 'hashlib')\n"
+        "print([name for name in heavy if name in sys.modules])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(study / "00.png"), str(tmp_path / "spool")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    job, loaded = result.stdout.splitlines()
+    assert json.loads(job)["job"]
+    assert loaded == "[]"
+
+
+def test_a_long_run_gives_way(
+    made: Path, study: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Between two pictures, whoever waits gets the slot; nothing is left out or done twice."""
+    asked, gave = iter([False, True, False, True] + [False] * 99), []
+    monkeypatch.setattr("engine.slots.EngineSlot.wanted", lambda _slot: next(asked))
+    monkeypatch.setattr("engine.slots.EngineSlot.give_way", lambda _slot: gave.append(1))
+    images = sorted(str(path) for path in study.glob("0*.png"))
+    found = answers_of([*images, "--head", str(made / "one.safetensors")], capsys, 0)
+    assert [one["input"] for one in found] == images
+    assert len(gave) == 3
+
+
 @pytest.mark.parametrize("views", ["0", "33", "x"])
 def test_a_number_of_views_that_makes_no_sense(study: Path, views: str, capsys: Any) -> None:
     assert usage_error(predict.main, str(study / "00.png"), "--views", views) == 2
     assert "from 1 to 32" in capsys.readouterr().err
-    assert predict.MOST_VIEWS == MAX_VIEWS
+    assert MOST_VIEWS == MAX_VIEWS
 
 
 def test_views_of_a_head_that_never_saw_any(made: Path, study: Path, capsys: Any) -> None:
@@ -893,15 +983,14 @@ def test_nothing_waits_for_a_pipe(container: Path, study: Path, tmp_path: Path) 
 def test_a_swallowed_stop_ends_a_prediction(
     head: Path, study: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    def swallow(_predictor: Any, paths: Any) -> Iterator[None]:
-        for _ in paths:
-            with contextlib.suppress(KeyboardInterrupt):
-                os.kill(os.getpid(), signal.SIGINT)
-                for _ in range(1000):  # the handler runs between two of these
-                    pass
-            yield None
+    def swallow(_predictor: Any, path: str) -> Prediction:
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            for _ in range(1000):  # the handler runs between two of these
+                pass
+        return Prediction(path, "ok")
 
-    monkeypatch.setattr("engine.prediction.Predictor.predict_many", swallow)
+    monkeypatch.setattr("engine.prediction.Predictor.predict", swallow)
     assert predict.main([str(study / "00.png"), "--head", str(head), "--quiet"]) == 130
     assert capsys.readouterr().out == ""
 

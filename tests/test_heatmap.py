@@ -16,10 +16,10 @@ from PIL import Image
 import engine
 from engine import heatmap
 from engine.errors import MismatchError
-from engine.features import feature_maps, network_inputs
 from engine.heads import Head
 from engine.heatmap import Evidence, class_evidence, place_map, render_heatmap, render_sheet
 from engine.images import JoinedPreprocessing, Preprocessing, preprocess, read_preprocessing
+from engine.inference import feature_maps, network_inputs
 from engine.picture import Picture
 from engine.pooling import POOLINGS, pool_features
 
@@ -337,7 +337,7 @@ def test_drawings_have_a_readable_size(shape: tuple[int, int]) -> None:
 
 
 def test_words_of_any_kind_and_length_are_drawn() -> None:
-    assert heatmap._printable("a\n\x00é肺") == "a??é?"
+    assert heatmap.drawable("a\n\x00é肺") == "a??é?"
     gray = np.zeros((100, 100), np.uint8)
     plain = render_heatmap(gray, make_evidence(np.eye(64)), STRETCH)
     for name in ("肺炎 <b>\n\x00", "x" * 3000, "a " * 300, "é"):

@@ -251,6 +251,130 @@ def test_every_reason_has_one_place(repository: Path) -> None:
     assert list(REFUSALS) == sorted(REFUSALS)
 
 
+class Likes:
+    """In the place of an `OodModel`: scores in the order in which they are asked for."""
+
+    threshold = 1.0
+
+    def __init__(self, *scores: float) -> None:
+        self.left = list(scores)
+
+    def scores(self, standard: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        assert len(standard) == 1
+        return np.array([self.left.pop(0)])
+
+    def explain(self, score: float) -> str:
+        return f"unlike ({score})"
+
+
+def test_only_the_negative_is_like_the_training_images(
+    folder: Path, backbone: engine.Backbone
+) -> None:
+    image = folder / "a" / "0.png"
+
+    def asked(*scores: float, allow: list[str] | None = None) -> tuple[dict[str, Any], Likes]:
+        ood = Likes(*scores)
+        predictor = Predictor([make_head(TAPS, backbone=backbone, ood=FixedScore(0))], streams=1,
+                              allow=allow or ())  # fmt: skip
+        predictor.heads = (dataclasses.replace(predictor.heads[0], ood=ood),)
+        return predictor.predict(image).to_json(), ood
+
+    found, _ = asked(3.5, 0.5)
+    assert found["status"] == "refused"
+    assert found["reason"].startswith("inverted: ")
+    assert "PhotometricInterpretation" in found["reason"]
+    assert set(found["heads"]["head"]) == {"refused", "ood", "notice"}
+    assert found["heads"]["head"]["ood"] == {"score": 3.5, "threshold": 1.0}
+    for negative in (2.0, float("nan"), float("inf")):
+        assert asked(3.5, negative)[0]["reason"].startswith("out_of_distribution: ")
+    found, _ = asked(3.5, 0.5, allow=["inverted"])
+    assert (found["status"], found["allowed"]) == ("ok", ["inverted"])
+    # The picture is answered as it is, and a stranger is still one.
+    plain, _ = asked(0.5)
+    assert found["heads"]["head"]["probabilities"] == plain["heads"]["head"]["probabilities"]
+    found, _ = asked(3.5, 2.0, allow=["inverted"])
+    assert found["reason"].startswith("out_of_distribution: ")
+    # Nobody looks at a negative without need.
+    for scores, allow in (((0.5, 9.0), []), ((3.5, 9.0), ["out_of_distribution"])):
+        found, ood = asked(*scores, allow=allow)
+        assert (found["status"], ood.left) == ("ok", [9.0])
+
+
+def test_several_heads_look_at_one_negative(
+    folder: Path, backbone: engine.Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heads = [make_head(TAPS, backbone=backbone, name=name, ood=FixedScore(3.5)) for name in "abc"]
+    predictor = Predictor(heads, streams=1)
+    passes = []
+    real = predictor.backbone.infer_parts
+    monkeypatch.setattr(
+        predictor.backbone, "infer_parts", lambda images: passes.append(images) or real(images)
+    )
+    assert predictor.predict(folder / "a" / "0.png").status == "refused"
+    assert len(passes) == 2
+    np.testing.assert_array_equal(passes[1][0], 255 - passes[0][0])
+
+
+def test_real_negatives_are_told_from_strangers(xrays: Path, tmp_path: Path) -> None:
+    lines = (xrays / "labels.csv").read_text().splitlines()[1:]
+    predictor = Predictor(streams=1)
+    for line in lines[::90]:
+        image = xrays / line.split(",")[0]
+        assert predictor.predict(image).status == "ok"
+        with Image.open(image) as opened:
+            negative = Image.fromarray(255 - np.asarray(opened.convert("L")))
+        negative.save(tmp_path / "negative.png")
+        reason = str(predictor.predict(tmp_path / "negative.png").reason)
+        assert reason.startswith("inverted: "), (image, reason)
+
+
+def flat(share: float, level: int = 200) -> np.ndarray[Any, Any]:
+    """A picture of which only a square has another level than the rest."""
+    pixels = np.full((400, 500), 9, np.uint8)
+    side = round((share * pixels.size) ** 0.5)
+    pixels[100 : 100 + side, 100 : 100 + side] = level
+    return pixels
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_nearly_blank_pictures(tmp_path: Path, backbone: engine.Backbone, bits: int) -> None:
+    head = make_head(TAPS, backbone=backbone)
+    noise = np.random.default_rng(0).integers(0, 2, (400, 500)).astype(np.uint8)
+    pictures = {
+        "closed": (flat(0.004), "refused", "% of the pixels have the same grey level"),
+        "open": (flat(0.1), "ok", ""),
+        "noise": (100 + noise, "refused", "lie within 2 of 256 grey levels"),
+        "spot": (noise + flat(0.003), "refused", "grey level"),
+        "dim": (60 + 2 * np.random.default_rng(1).integers(0, 4, (400, 500)), "ok", ""),
+    }
+    for name, (pixels, status, said) in pictures.items():
+        values = np.asarray(pixels, np.uint8)
+        values[0, :2] = 0, 255  # 16 bits are spread from the smallest to the largest
+        path = tmp_path / f"{name}.png"
+        Image.fromarray(values.astype(np.uint16) * 257 if bits == 16 else values).save(path)
+        found = judge(path, head)
+        assert found["status"] == status, name
+        assert said in str(found["reason"])
+        assert status == "ok" or found["reason"].startswith("blank: ")
+        if status == "refused":
+            found = judge(path, head, allow=["blank"])
+            assert (found["status"], found["allowed"]) == ("ok", ["blank"])
+
+
+def test_no_real_picture_is_nearly_blank(shared_data: Path) -> None:
+    """The dimmest of three sources, and every tenth of the others."""
+    from engine.images import read_picture
+    from engine.prediction import _check_contents
+
+    dim = ["80b5f00f", "e22aa56f", "8da14fff", "7c0d0e1d", "d9d6ca9a", "IM-0393-0001"]
+    files = sorted((shared_data / "covid").rglob("*.jpg"))
+    files += sorted((shared_data / "pneumonia").rglob("*.jpg"))
+    assert len(files) > 500
+    for number, path in enumerate(files):
+        if number % 10 == 0 or path.stem in dim:
+            _check_contents(read_picture(path), ())
+
+
 # ---- Views -------------------------------------------------------------------------------------
 
 

@@ -14,14 +14,19 @@ import engine
 # Each floor may import itself's earlier names and every floor before it.
 FLOORS = [
     {"formats"},
-    {"engine.errors", "engine.kernels"},
+    {"engine.errors", "engine.kernels", "engine.machine", "engine.scrubbing"},
+    # What a process does before, or without, loading NumPy: locks, queue, network runtime.
+    {"engine.slots", "engine.spool", "engine.openvino_c", "engine._openvino_c", "engine.jit",
+     "engine.answers"},
+    {"engine.plain", "engine.reduction"},
     {"engine.picture", "engine.codestream"},
+    {"engine.preprocessing"},
     {"engine.dicom_file"},
     {"engine.dicom_kind"},
     {"engine.dicom"},
-    {"engine.images", "engine.backbone", "engine.splits", "engine.metrics", "engine.resampling",
-     "engine.recalibration", "engine.comparison", "engine.curves", "engine.calibration",
-     "engine.manifest", "engine.models", "engine.ood"},
+    {"engine.images", "engine.backbone", "engine.head_start", "engine.splits", "engine.metrics",
+     "engine.resampling", "engine.recalibration", "engine.comparison", "engine.curves",
+     "engine.calibration", "engine.manifest", "engine.models", "engine.ood"},
     {"engine.optimisation", "engine.pooling", "engine.heads", "engine.rows", "engine.work"},
     {"engine.dataset"},
     {"engine.fitting"},
@@ -29,19 +34,28 @@ FLOORS = [
     {"engine.plan"},
     {"engine.calibrated", "engine.judging"},
     {"engine.validation"},
-    {"engine.cascade", "engine.duplicates", "engine.floors", "engine.heatmap", "engine.views"},
+    {"engine.cascade", "engine.inference", "engine.duplicates", "engine.floors", "engine.heatmap",
+     "engine.views"},
     {"engine.protocols"},
     {"engine.features", "engine.training", "engine.prediction", "engine.phantoms"},
+    {"engine.dicom_results", "engine.delivery", "engine.probes"},
+    {"engine.results"},
     {"engine.study"},
     {"engine.report"},
     {"engine"},
     {"engine.cli"},
-    {"engine.extract", "engine.train", "engine.evaluate", "engine.predict", "engine.demo"},
+    {"engine.worker"},
+    {"engine.extract", "engine.train", "engine.evaluate", "engine.serve", "engine.deliver",
+     "engine.doctor_steps", "engine.doctor", "engine.hooks", "engine.demo"},
+    {"engine.handover"},
+    {"engine.predict"},
 ]  # fmt: skip
 ONLY_IMPORTERS = {
     "openvino": {"engine/backbone.py", "engine/models/build.py", "engine/models/saturation.py"},
     "numba": {"engine/kernels"},
     "pydicom": {"engine/dicom", "engine/phantoms.py"},
+    "highdicom": {"engine/dicom_results.py"},
+    "pynetdicom": {"engine/delivery.py"},
     "safetensors": {"formats/head_file.py", "formats/convert.py", "formats/_tables.py"},
     "cryptography": {"formats/signing.py"},
     "pyarrow": {"formats/convert.py", "formats/_tables.py"},
@@ -65,8 +79,12 @@ def imports(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module is not None and node.level == 0:
-            names.add(node.module)
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+            given = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= given
+            # A module taken out of a package is an import of that module alone.
+            root = Path(__file__).resolve().parents[1]
+            if not all((root / f"{name.replace('.', '/')}.py").is_file() for name in given):
+                names.add(node.module)
     return names
 
 
@@ -142,11 +160,13 @@ def test_version_is_the_distributions(repository: Path) -> None:
 def test_texts_never_promise_what_they_must_not(repository: Path) -> None:
     """Research use: the words that would promise a finding or anonymity appear nowhere."""
     banned = ("diagnos", "anonymous", "anonymis", "anonymiz")
+    # What is burned into every picture that goes back to a PACS, and says the opposite.
+    banner = "research use – not for diagnosis"
     hits = []
     for package in ("engine", "formats", "native"):
         for path in (repository / package).rglob("*"):
             if path.suffix not in {".py", ".md", ".json", ".h", ".c"}:
                 continue
-            text = path.read_text(encoding="utf-8").lower()
+            text = path.read_text(encoding="utf-8").lower().replace(banner, "")
             hits += [f"{path.name}: {word}" for word in banned if word in text]
     assert hits == []
