@@ -1,0 +1,1 @@
+"""Recipes that connect a PACS with the spool; README.md beside this file tells how."""
