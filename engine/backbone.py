@@ -719,7 +719,10 @@ def _machine() -> str:
 
 def _read_blob(path: Path) -> memoryview | None:
     try:
-        data = memoryview(path.read_bytes())
+        with path.open("rb") as file:
+            if not _is_ours(os.fstat(file.fileno())):
+                return None
+            data = memoryview(file.read())
         n_head = len(CACHE_MAGIC) + 32
         blob = data[n_head:]
         if data[:n_head] != CACHE_MAGIC + hashlib.sha256(blob).digest():
@@ -731,6 +734,16 @@ def _read_blob(path: Path) -> memoryview | None:
     except (OSError, RuntimeError):
         return None
     return blob
+
+
+def _is_ours(status: os.stat_result) -> bool:
+    """Whether nobody but this user and root can have written a file.
+
+    A compiled network is code for the processor; whoever can leave one here would run theirs.
+    """
+    if sys.platform == "win32":  # the folder lies in the user's profile, which others may not enter
+        return True
+    return status.st_uid in (os.geteuid(), 0) and not status.st_mode & 0o022
 
 
 def _write_blob(path: Path, blob: bytes, others: str) -> None:
@@ -748,7 +761,7 @@ def _write_blob(path: Path, blob: bytes, others: str) -> None:
     import tempfile
 
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         handle, part = tempfile.mkstemp(dir=path.parent, prefix=".part-")
         try:
             with os.fdopen(handle, "wb") as file:

@@ -42,9 +42,13 @@ def begin(heads: Sequence[str | PathLike[str]] | None = None) -> None:
         Head files that will be asked; default the embedded demonstration head.
     """
     global _thread  # noqa: PLW0603
-    # OpenBLAS starts a thread for each core when NumPy is imported, which spins for 40 ms where the
-    # network is being loaded. Predictions have no use for them.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # What holds for the whole process is changed in one that has just started, and not in a program
+    # of others that asks for a prediction among other things.
+    is_ours = "numpy" not in sys.modules
+    if is_ours:
+        # OpenBLAS starts a thread for each core when NumPy is imported, which spins for 40 ms where
+        # the network is being loaded. Predictions have no use for them.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # Here and not in the thread, which would fight for Python's lock with what the caller imports.
     from engine import backbone  # noqa: F401
 
@@ -53,7 +57,7 @@ def begin(heads: Sequence[str | PathLike[str]] | None = None) -> None:
             return
         # Not a daemon: at the end of a program that fails early, Python waits for it, for OpenVINO
         # must not be torn down under a thread that is inside of it.
-        _thread = threading.Thread(target=_load, args=(heads,), name="head start")
+        _thread = threading.Thread(target=_load, args=(heads, is_ours), name="head start")
         _thread.start()
 
 
@@ -82,13 +86,14 @@ def take(name: str) -> LoadedBackbone | None:
     return found
 
 
-def _load(heads: Sequence[str | PathLike[str]] | None) -> None:
+def _load(heads: Sequence[str | PathLike[str]] | None, is_ours: bool) -> None:
     interval = sys.getswitchinterval()
     sys.setswitchinterval(min(interval, _SWITCH_SECONDS))
     try:
         from engine import backbone, openvino_c
 
-        openvino_c.use_one_heap()
+        if is_ours:
+            openvino_c.use_one_heap()
         openvino_c.version()  # loads the library, while the caller has Python's lock
         name, taps = _wanted(heads)
         for part in name.split(backbone.JOIN):

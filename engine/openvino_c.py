@@ -13,6 +13,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from engine.errors import BackboneError
 from formats._generated import import_generated
 
 __all__ = ["Core", "Network", "OpenVinoError", "Request", "use_one_heap", "version"]
@@ -64,7 +65,12 @@ def use_one_heap() -> None:
 
 
 class Core:
-    """OpenVINO's way to devices, with the CPU's properties set.
+    """OpenVINO's way to devices, with properties of the CPU.
+
+    All of them are one: OpenVINO's CPU plug-in gives the thread that loads it a stack for signals,
+    and takes it away when it is unloaded. Of several plug-ins that go in another order than they
+    came, one leaves the thread the stack of another that is gone, and the next signal is a
+    segmentation fault. So the plug-in is loaded once, and stays as long as the process.
 
     Parameters
     ----------
@@ -76,16 +82,19 @@ class Core:
     ImportError
         OpenVINO or our declarations of it are not installed.
     OpenVinoError
-        It does not run here, or does not know a property.
+        It does not run here.
     """
 
     def __init__(self, properties: Mapping[str, str]) -> None:
+        global _core  # noqa: PLW0603
         ffi, lib = _library()
-        self._core = _made(ffi, lib, "ov_core", lib.ov_core_create)
-        for name, value in properties.items():
-            # Arguments behind the dots have no declared type: they must be C data already.
-            texts = (ffi.new("char[]", name.encode()), ffi.new("char[]", value.encode()))
-            _check(lib.ov_core_set_property(self._core, _DEVICE, *texts))
+        with _core_lock:
+            if _core is None:
+                out = ffi.new("ov_core_t **")
+                _check(lib.ov_core_create(out))
+                _core = out[0]
+        self._core = _core
+        self._properties = dict(properties)
 
     def cpu_name(self) -> str:
         """Return the name of the CPU as OpenVINO sees it."""
@@ -93,6 +102,13 @@ class Core:
         value = ffi.new("char **")
         _check(lib.ov_core_get_property(self._core, _DEVICE, b"FULL_DEVICE_NAME", value))
         return _taken(ffi, lib, value[0])
+
+    def _set_properties(self) -> None:
+        ffi, lib = _library()
+        for name, value in self._properties.items():
+            # Arguments behind the dots have no declared type: they must be C data already.
+            texts = (ffi.new("char[]", name.encode()), ffi.new("char[]", value.encode()))
+            _check(lib.ov_core_set_property(self._core, _DEVICE, *texts))
 
     def import_network(self, blob: bytes | memoryview) -> Network:
         """Import a compiled network.
@@ -110,12 +126,16 @@ class Core:
         Raises
         ------
         OpenVinoError
-            It is none, or one of another OpenVINO or CPU.
+            It is none, or one of another OpenVINO or CPU, or a property is not known.
+        BackboneError
+            A file ``.bin`` in the working folder, which OpenVINO would take for the weights.
         """
         ffi, lib = _library()
+        _check_working_folder()
         # Let go of the view at once and keep the bytes: were both found in one cycle of garbage,
         # Python would crash in freeing a memoryview that is still exported.
-        with ffi.from_buffer("char[]", blob) as view:
+        with ffi.from_buffer("char[]", blob) as view, _core_lock:
+            self._set_properties()
             content = ffi.cast("char *", view)
             found = _made(
                 ffi,
@@ -124,6 +144,29 @@ class Core:
                 lambda out: lib.ov_core_import_model(self._core, content, len(blob), _DEVICE, out),
             )
         return Network(found, blob)
+
+
+def _check_working_folder() -> None:
+    """Keep OpenVINO from taking weights out of the working folder.
+
+    OpenVINO 2026.4 looks for a file ``.bin`` there while it imports. What it finds it takes for the
+    weights of the network, whatever it is: features were others, and the answer was NaN. No
+    property turns that off. Where it may not look it ends the process; a service account started
+    from root's home is in such a folder. No path that is relative to it can be opened anyhow, and
+    there is no way back into it, so it is left for the root.
+    """
+    # pathlib is not imported on the way to the first answer
+    try:
+        os.stat(".bin")  # noqa: PTH116
+    except PermissionError:
+        os.chdir(os.sep)
+    except OSError:
+        return
+    if os.path.exists(".bin") and not os.path.isdir(".bin"):  # noqa: PTH110, PTH112
+        raise BackboneError(
+            f"the working folder {os.getcwd()} holds a file named .bin, which OpenVINO would take "  # noqa: PTH109
+            "for the weights of the network; rename it, or start in another folder"
+        )
 
 
 class Network:
@@ -229,6 +272,9 @@ class Request:
 
 _lock = threading.Lock()
 _loaded: tuple[Any, Any] | None = None
+# One for all, made once; the lock is held while its properties are those of one import.
+_core_lock = threading.Lock()
+_core: Any = None
 
 
 def _library() -> tuple[Any, Any]:
@@ -252,9 +298,14 @@ def _load() -> tuple[Any, Any]:
         # What is wrong with the library is said by the second one.
         ffi.dlopen(None).dlopen(os.fsencode(path), ffi.RTLD_NOW)
     try:
-        return ffi, ffi.dlopen(path, ffi.RTLD_NOW)
-    except OSError as error:
+        lib = ffi.dlopen(path, ffi.RTLD_NOW)
+        # Looked up here, where a missing one can be explained: cffi else does so at the first call.
+        for name in dir(lib):
+            if name.startswith("ov_"):
+                getattr(lib, name)
+    except (OSError, AttributeError) as error:
         raise ImportError(f"{path}: cannot be loaded ({error})", path=path) from error
+    return ffi, lib
 
 
 def _find() -> str:

@@ -211,8 +211,8 @@ def write_dicom(phantom: Phantom, path: str | Path, *, photometric: str = "MONOC
 
     It shows the grey levels that :func:`write_png` writes, and gives the same input of a network.
     Name, identifier, description and comments say that it is synthetic; there is no date, place
-    or device. UIDs follow from seed, finding and polarity, so that writing twice gives the same
-    bytes.
+    or device. UIDs follow from seed, finding, size and polarity, so that writing twice gives the
+    same bytes and two pictures never share one.
 
     Parameters
     ----------
@@ -268,7 +268,7 @@ def _dataset(phantom: Phantom, photometric: str) -> Dataset:
         # would draw it at random.
         facts = ["hilum phantom", level, str(phantom.seed), phantom.finding]
         if level == "image":
-            facts.append(photometric)
+            facts += [photometric, f"{columns}x{rows}"]
         return UID(f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, '/'.join(facts)).int}")
 
     rows, columns = phantom.pixels.shape

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine import jit
-from engine.answers import DEMONSTRATION_HEAD, Prediction
-from engine.errors import OVERRIDABLE, EngineError, MismatchError, Refused
+from engine.answers import DEMONSTRATION_HEAD, INTERNAL, Prediction
+from engine.errors import OVERRIDABLE, BackboneError, EngineError, MismatchError, Refused
 from engine.heads import Head, load_head
 from engine.images import read_picture, read_preprocessing
 from engine.inference import feature_maps, in_order, network_inputs
@@ -168,6 +168,11 @@ class Predictor:
         except MemoryError:
             # This picture's need, not the next one's: the others are still answered.
             status, reason = "error", f"{path}: does not fit in memory; close other programs"
+        except Exception as error:
+            # A fault of ours or of a library, met at this picture: the next are answered all the
+            # same. Its text may hold what the file says of a person, so only its kind is told.
+            status = "error"
+            reason = f"{INTERNAL}: {path}: unexpected {type(error).__name__}; report it to Hilum"
         return Prediction(
             input=str(path),
             status=status,
@@ -205,6 +210,12 @@ class Predictor:
         for row, view in enumerate(self._views, 1):
             seen = feature_maps(self.backbone, inputs, view)
             pool_features(seen, self.blocks, vectors[row : row + 1])
+        if not np.isfinite(vectors).all():
+            raise BackboneError(
+                f"backbone {self.backbone.name} gave features that are no finite numbers, so there "
+                "is no answer; run python -m engine.doctor, which compares the network's known "
+                "answers"
+            )
         allowed: dict[str, set[str]] = {}
         answers: dict[str, dict[str, Any]] = {}
 

@@ -285,6 +285,29 @@ def test_cached_network_needs_no_python_package(tmp_path: Path, repository: Path
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="rights of files are others there")
+@pytest.mark.parametrize("danger", ["mode", "owner"])
+def test_a_network_that_others_may_have_written_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, danger: str
+) -> None:
+    """It is code for the processor."""
+    load_backbone(streams=1, cache_dir=tmp_path / "new")
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o700
+    (blob,) = (tmp_path / "new").iterdir()
+    assert blob.stat().st_mode & 0o777 == 0o600
+    assert module._read_blob(blob) is not None
+    if danger == "mode":
+        blob.chmod(0o620)
+    elif os.geteuid() == 0:
+        os.chown(blob, 1234, -1)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: blob.stat().st_uid + 1)
+    assert module._read_blob(blob) is None
+    load_backbone(streams=1, cache_dir=tmp_path / "new")  # puts its own there
+    monkeypatch.undo()
+    assert module._read_blob(blob) is not None
+
+
 def test_unusable_cache_folder_is_no_error(default: Backbone, tmp_path: Path) -> None:
     images = draw_pictures(224, 1)
     occupied = tmp_path / "file"

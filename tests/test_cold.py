@@ -22,8 +22,8 @@ HEAVY = {
     "engine.report", "engine.serve", "engine.training", "engine.views",
     "formats.editing", "formats.writer",
 }  # fmt: skip
-# What pydicom 3.0 itself imports with its decoders and the download of its test files.
-WITH_PYDICOM = {"email", "gdcm", "http", "jpeg_ls", "pydicom", "ssl", "subprocess", "tqdm"}
+# What pydicom 3.0 imports with its decoders.
+WITH_PYDICOM = {"email", "gdcm", "jpeg_ls", "pydicom"}
 MOST_MIB = 150
 # The embedded head knows children, no phantoms.
 OPTIONS = ["--quiet", "--allow", "out_of_distribution"]

@@ -1569,3 +1569,23 @@ def test_a_real_xray_in_dicom_is_the_same_picture(tmp_path: Path, shared_data: P
     ds["PixelData"].is_undefined_length = True
     ds.PhotometricInterpretation = "MONOCHROME1"
     assert np.array_equal(read_picture(save(ds, tmp_path / "jpeg.dcm")).pixels, 255 - gray)
+
+
+def test_the_download_of_pydicoms_test_files_is_loaded_by_who_wants_it() -> None:
+    code = (
+        "import sys\n"
+        "from engine.dicom_file import load_pydicom\n"
+        "load_pydicom()\n"
+        "load_pydicom()\n"
+        "print([m for m in ('ssl', 'http', 'tqdm', 'pydicom.data.download') if m in sys.modules])\n"
+        "from pydicom.data import data_manager, get_testdata_file\n"
+        "print(get_testdata_file('CT_small.dcm') is not None, type(data_manager.get_url_map()))\n"
+        "import pydicom.data.download as download\n"
+        "print(download.NoHashFound)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "[]",
+        "True <class 'dict'>",
+        "<class 'pydicom.data.download.NoHashFound'>",
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -14,8 +15,9 @@ import numpy as np
 import pytest
 
 import formats
-from engine import backbone, head_start
+from engine import backbone, head_start, openvino_c
 from engine.backbone import LoadedBackbone, load_backbone
+from engine.worker import Settings, Worker
 
 DEMONSTRATION = Path(backbone.__file__).parent / "demonstration" / "pneumonia.safetensors"
 NAME = "efficientnet-lite0"
@@ -157,6 +159,16 @@ def test_damaged_network_is_reported_by_load_backbone(
         load_backbone(streams=1)
 
 
+def test_heads_of_a_chain_have_it_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    chain = tmp_path / "chain.toml"
+    shutil.copy(DEMONSTRATION, tmp_path / "head.safetensors")
+    chain.write_text('[[step]]\nname = "one"\nhead = "head.safetensors"\n')
+    loads = count_loads(monkeypatch)
+    worker = Worker(Settings(chain=str(chain)), streams=1).prepare()
+    assert loads == [(NAME, "head start")]
+    worker.close()
+
+
 def test_it_imports_little(repository: Path) -> None:
     program = (
         "import sys, engine.head_start as start\n"
@@ -171,3 +183,17 @@ def test_it_imports_little(repository: Path) -> None:
         [sys.executable, "-c", program], cwd=repository, capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines() == ["[]", "[]"]
+
+
+def test_a_program_of_others_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that has NumPy was not started for one prediction."""
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS")
+    heaps: list[None] = []
+    monkeypatch.setattr(openvino_c, "use_one_heap", lambda: heaps.append(None))
+    head_start.begin()
+    assert head_start.take(NAME) is not None
+    assert ("OPENBLAS_NUM_THREADS" in os.environ, heaps) == (False, [])
+    monkeypatch.delitem(sys.modules, "numpy")
+    head_start.begin()
+    assert head_start.take(NAME) is not None
+    assert (os.environ["OPENBLAS_NUM_THREADS"], heaps) == ("1", [None])

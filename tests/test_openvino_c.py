@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
+import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
 import weakref
@@ -16,6 +19,7 @@ import numpy as np
 import pytest
 
 from engine import backbone, openvino_c
+from engine.errors import BackboneError
 from engine.openvino_c import Core, OpenVinoError
 
 PROPERTIES = backbone._CONFIGURATION
@@ -67,6 +71,46 @@ def test_a_network_keeps_what_it_was_imported_from(blob: bytes) -> None:
     del request
     gc.collect()
     assert watched() is None
+
+
+def test_garbage_in_a_cycle_with_its_memory_is_collected(repository: Path) -> None:
+    """A view that was still exported when the collector came to it ended the process."""
+    program = (
+        "import gc\n"
+        "from engine import backbone\n"
+        "from engine.openvino_c import Core\n"
+        "blob = backbone._compile('efficientnet-lite0', ['block2'])\n"
+        "for _ in range(5):\n"
+        "    view = memoryview(bytearray(blob))[:]\n"
+        "    network = Core({}).import_network(view)\n"
+        "    request = network.request(['block2'])\n"
+        "    request.run()\n"
+        "    network.loop = [network, request, view]\n"
+        "    del network, request, view\n"
+        "    gc.collect()\n"
+        "print('collected')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=repository, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "collected\n", "")
+
+
+@pytest.mark.parametrize("n_bytes", [0, 100, 5_000_000])
+def test_a_file_named_bin_never_gives_the_weights(
+    blob: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_bytes: int
+) -> None:
+    """OpenVINO took a long one for the weights, without a word, and stopped at a short one."""
+    monkeypatch.chdir(tmp_path)
+    expected = run(Core(PROPERTIES).import_network(blob).request(OUTPUTS))
+    (tmp_path / ".bin").mkdir()
+    assert run(Core(PROPERTIES).import_network(blob).request(OUTPUTS)) == expected
+    (tmp_path / ".bin").rmdir()
+    (tmp_path / ".bin").write_bytes(bytes(n_bytes))
+    with pytest.raises(BackboneError, match=r"holds a file named \.bin"):
+        Core(PROPERTIES).import_network(blob)
+    with pytest.raises(BackboneError, match="rename it, or start in another folder"):
+        backbone.load_backbone(streams=1, cache_dir=tmp_path / "cache")
 
 
 @pytest.mark.parametrize("content", [b"", b"no network", bytes(100)])
@@ -156,6 +200,27 @@ def test_a_library_that_is_none_is_explained(
         openvino_c.version()
 
 
+def test_a_library_that_lacks_a_function_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As another major version may."""
+
+    class Library:
+        ov_core_create = None
+
+        def __dir__(self) -> list[str]:
+            return ["mallopt", "ov_core_create", "ov_tensor_data"]
+
+    def dlopen(path: str | None, *_: Any) -> Any:
+        return Library() if path else SimpleNamespace(dlopen=lambda *_: None)
+
+    ffi = SimpleNamespace(RTLD_NOW=2, dlopen=dlopen)
+    monkeypatch.setattr(openvino_c, "_loaded", None)
+    monkeypatch.setattr(openvino_c, "import_generated", lambda *_: SimpleNamespace(ffi=ffi))
+    with pytest.raises(ImportError, match=r"cannot be loaded .*ov_tensor_data"):
+        openvino_c.version()
+    with pytest.raises(BackboneError, match="install it with"):
+        backbone.load_backbone(streams=1, cache_dir="")
+
+
 def test_importing_it_loads_nothing(repository: Path) -> None:
     program = (
         "import sys, engine.openvino_c\n"
@@ -168,3 +233,64 @@ def test_importing_it_loads_nothing(repository: Path) -> None:
         [sys.executable, "-c", program], cwd=repository, capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines() == ["[]", "['_cffi_backend']"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="folders are closed in another way there")
+def test_it_imports_from_a_folder_that_is_closed_to_this_user(
+    blob: bytes, tmp_path: Path, repository: Path
+) -> None:
+    closed, content = tmp_path / "closed", tmp_path / "blob"
+    closed.mkdir()
+    content.write_bytes(blob)
+    program = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from engine.openvino_c import Core\n"
+        "blob = Path(sys.argv[1]).read_bytes()\n"
+        "os.chdir(sys.argv[2])\n"
+        "os.chmod(sys.argv[2], 0)\n"
+        "try:\n"
+        "    os.stat('.bin')\n"
+        "except PermissionError:\n"
+        "    Core({}).import_network(blob)\n"
+        "    print('imported')\n"
+    )
+    command = [sys.executable, "-c", program, str(content), str(closed)]
+    if os.geteuid() == 0:  # root looks into every folder, unless that is taken from it
+        setpriv = shutil.which("setpriv")
+        if setpriv is None:
+            pytest.skip("setpriv is not installed")
+        command = [setpriv, "--bounding-set=-all", "--inh-caps=-all", *command]
+    try:
+        done = subprocess.run(
+            command,
+            cwd=repository,
+            env={**os.environ, "PYTHONPATH": str(repository)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    finally:
+        closed.chmod(0o700)
+    assert (done.returncode, done.stdout) == (0, "imported\n"), done.stderr
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="POSIX signals")
+def test_networks_that_go_in_any_order_leave_signals_alone() -> None:
+    """The plug-in's stack for signals outlived it: the next signal was a segmentation fault."""
+    code = (
+        "import gc, os, signal, sys\n"
+        "import engine\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: print('came'))\n"
+        "loaded = [engine.load_backbone('efficientnet-lite0', streams=1) for _ in range(3)]\n"
+        "while loaded:\n"
+        "    loaded.pop(0).close()\n"
+        "    gc.collect()\n"
+        "os.kill(os.getpid(), signal.SIGUSR1)\n"
+        "again = engine.load_backbone('efficientnet-lite0', streams=1)\n"
+        "os.kill(os.getpid(), signal.SIGUSR1)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert (result.returncode, result.stdout) == (0, "came\ncame\n"), result.stderr

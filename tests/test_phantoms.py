@@ -156,7 +156,9 @@ def test_uids_follow_from_the_picture(tmp_path: Path) -> None:
     )
     others = [written(1, "none", "MONOCHROME1"), written(2, "none", "MONOCHROME2")]
     others.append(written(1, "lobar", "MONOCHROME2"))
-    assert len({first.SOPInstanceUID, *(other.SOPInstanceUID for other in others)}) == 4
+    larger = draw_phantom(1, height=300, width=310)
+    others.append(pydicom.dcmread(write_dicom(larger, tmp_path / "larger.dcm")))
+    assert len({first.SOPInstanceUID, *(other.SOPInstanceUID for other in others)}) == 5
     assert others[0].StudyInstanceUID == first.StudyInstanceUID
     assert first.SOPInstanceUID.is_valid and first.SOPInstanceUID.startswith("2.25.")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -67,6 +68,24 @@ def test_several_heads_answer_from_one_pass_as_each_alone(folder: Path, heads: l
     assert sum(together.heads["deep"]["probabilities"].values()) == pytest.approx(1.0)
 
 
+def test_features_that_are_no_numbers_give_no_answer(
+    folder: Path, heads: list[Head], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = Predictor(heads[:1], streams=1, allow=["out_of_distribution"])
+    real = predictor.backbone.infer_parts
+
+    def broken(images: Any) -> dict[str, Any]:
+        maps = real(images)
+        next(iter(maps.values()))[0, 3, 5, 7] = np.nan
+        return maps
+
+    monkeypatch.setattr(predictor.backbone, "infer_parts", broken)
+    found = predictor.predict(folder / "a" / "0.png")
+    assert (found.status, found.heads) == ("error", {})
+    assert found.reason is not None
+    assert "engine.doctor" in found.reason
+
+
 def test_prediction_uses_the_very_features_of_extraction(
     folder: Path, heads: list[Head], tmp_path: Path
 ) -> None:
@@ -100,6 +119,31 @@ def test_every_file_gets_one_answer_in_order(
         assert (answer.heads == {}) == (answer.status != "ok")
         record = json.loads(json.dumps(answer.to_json()))
         assert list(record) == ["input", "status", "reason", "heads", "backbone", "milliseconds"]
+
+
+def test_a_fault_that_nobody_knows_costs_one_picture_and_says_nothing(
+    folder: Path, heads: list[Head], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from engine import prediction
+
+    real = prediction.read_picture
+
+    def read(path: Any, **more: Any) -> Any:
+        if Path(path).name == "1.png":
+            raise KeyError("Nowak^Anna")
+        return real(path, **more)
+
+    monkeypatch.setattr(prediction, "read_picture", read)
+    paths = [folder / "a" / "0.png", folder / "b" / "1.png", folder / "a" / "2.png"]
+    found = list(predict_images(paths, heads, streams=2))
+    assert [one.status for one in found] == ["ok", "error", "ok"]
+    reason = str(found[1].reason)
+    assert reason.startswith(f"internal_error: {paths[1]}: unexpected KeyError")
+    assert "Nowak" not in reason
+    # Asking to stop is no fault.
+    monkeypatch.setattr(prediction, "read_picture", lambda *_, **__: signal.raise_signal(2))
+    with pytest.raises(KeyboardInterrupt):
+        Predictor(heads, streams=1).predict(paths[0])
 
 
 def test_an_endless_list_is_answered_as_it_comes(folder: Path, heads: list[Head]) -> None:

@@ -149,6 +149,42 @@ def test_another_processor_has_kernels_of_its_own(tmp_path):
     assert said == ["1", "1", "0", "0"]
 
 
+posix = pytest.mark.skipif(sys.platform == "win32", reason="rights of folders are others there")
+
+
+@posix
+@pytest.mark.parametrize("mode", [0o770, 0o777, 0o1777])
+def test_a_folder_that_others_may_write_to_is_not_used(tmp_path, monkeypatch, mode):
+    """numba unpickles what lies there."""
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    assert kernels.cache_folder() == tmp_path
+    tmp_path.chmod(mode)
+    assert kernels.cache_folder() is None
+
+
+@posix
+def test_a_folder_of_somebody_else_is_not_used(tmp_path, monkeypatch):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(os, "geteuid", lambda: tmp_path.stat().st_uid + 1)
+    assert kernels.is_private(tmp_path) == (tmp_path.stat().st_uid == 0)
+    if hasattr(os, "chown") and tmp_path.stat().st_uid == 0:
+        os.chown(tmp_path, 1234, -1)
+    assert kernels.cache_folder() is None
+
+
+@posix
+@pytest.mark.skipif(DISABLED, reason="nothing is compiled")
+def test_the_folder_that_numba_makes_is_closed_to_the_group(tmp_path):
+    """As a umask of 002 leaves it open, with which many Linux systems come."""
+    open_to_all = "import os; os.umask(0)\n" + COMPILE
+    for expected in ("1", "0"):
+        process = _run(open_to_all, NUMBA_CACHE_DIR=str(tmp_path))
+        said, errors = process.communicate()
+        assert said.strip() == expected, errors
+    (folder,) = tmp_path.iterdir()
+    assert folder.stat().st_mode & 0o777 == 0o755
+
+
 def test_importing_the_package_touches_no_file(tmp_path):
     code = (
         "import sys, engine.kernels, engine.jit, engine.plain\n"

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar, cast
 
-__all__ = ["cache_folder", "kernel"]
+__all__ = ["cache_folder", "is_private", "kernel"]
 
 _F = TypeVar("_F", bound=Callable[..., object])
 
@@ -41,6 +41,30 @@ def _user_cache_folder() -> Path | None:
         return None
 
 
+def is_private(folder: Path) -> bool:
+    """Whether nobody but this user and root can put files into a folder.
+
+    Parameters
+    ----------
+    folder : Path
+        The folder.
+
+    Returns
+    -------
+    bool
+        False where others may write: numba unpickles what it finds, and what it unpickles it runs.
+
+    Raises
+    ------
+    OSError
+        There is no such folder.
+    """
+    if sys.platform == "win32":  # it lies in the user's profile, which others may not enter
+        return True
+    status = folder.stat()
+    return status.st_uid in (os.geteuid(), 0) and not status.st_mode & 0o022
+
+
 def cache_folder() -> Path | None:
     """Choose the folder for compiled kernels and tell numba about it.
 
@@ -51,8 +75,8 @@ def cache_folder() -> Path | None:
     Returns
     -------
     Path or None
-        A folder that exists and can be written, or None: kernels are then compiled in each
-        process and never stored.
+        A folder that exists and can be written, by nobody but this user and root, or None: kernels
+        are then compiled in each process and never stored.
     """
     named = os.environ.get("NUMBA_CACHE_DIR")
     if named:
@@ -68,6 +92,8 @@ def cache_folder() -> Path | None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
+        if not is_private(folder):
+            return None
     except OSError:
         return None
     os.environ["NUMBA_CACHE_DIR"] = str(folder)

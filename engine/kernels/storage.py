@@ -21,6 +21,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from engine.kernels import is_private
+
 # numba has no types.
 _caching: Any = import_module("numba.core.caching")
 
@@ -87,9 +89,17 @@ class _Cache(_caching.FunctionCache):  # type: ignore[misc]
 def keep(dispatcher: Any) -> None:
     """Let a kernel be kept, and be looked for before it is compiled.
 
+    Not where others may write to the folder.
+
     Parameters
     ----------
     dispatcher : numba dispatcher
         From ``numba.njit`` without ``cache``.
     """
-    dispatcher._cache = _Cache(dispatcher.py_func)
+    cache = _Cache(dispatcher.py_func)
+    folder = Path(cache.cache_path)
+    # numba made it by the umask, by which a group may be let in.
+    with suppress(OSError):
+        folder.chmod(folder.stat().st_mode & 0o755)
+    if is_private(folder):
+        dispatcher._cache = cache
