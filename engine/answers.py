@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["DEMONSTRATION_HEAD", "Prediction"]
+__all__ = ["DEMONSTRATION_HEAD", "INTERNAL", "Prediction"]
+
+#: How the reason of an error begins that is no fault of the file, as far as anybody knows.
+INTERNAL = "internal_error"
 
 #: The embedded head that answers when no other is given.
 DEMONSTRATION_HEAD = Path(__file__).parent / "demonstration" / "pneumonia.safetensors"

@@ -427,7 +427,12 @@ def run(command: Callable[[], int]) -> int:
             if signal.getsignal(number) != signal.SIG_IGN:  # as nohup and & in a script want it
                 previous[number] = signal.signal(number, _stop)
     try:
-        return command()
+        try:
+            return command()
+        finally:
+            # In here: a signal that came while the command took itself apart is noticed now.
+            for number, handler in previous.items():
+                signal.signal(number, handler)
     except EngineError as error:
         report(f"error: {error}")
         return exit_code_of(error)
@@ -443,9 +448,6 @@ def run(command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         report("stopped: nothing half-written was left behind")
         return EXIT_SIGNAL + signal.SIGINT
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def leave(code: int) -> NoReturn:
@@ -506,6 +508,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         result: int = module.main(arguments, prog="hilum")
     else:
         result = module.main(arguments[1:])
+    if argv is None and arguments[0] == "predict":
+        leave(result)
     return result
 
 

@@ -3,7 +3,7 @@
 Imports as little as `engine.spool` does; the worker is imported only where none lives.
 """
 
-# ruff: noqa: PTH100, PTH110, PTH118, PTH208 - pathlib would be a third of what a hook imports.
+# ruff: noqa: PTH100, PTH110, PTH112, PTH118, PTH208 - pathlib would be a third of what a hook imports.
 
 from __future__ import annotations
 
@@ -61,6 +61,9 @@ def hand_over(
         No worker lives, and the heads that ``serve.json`` names cannot be loaded. What was handed
         over stays in the spool.
     """
+    if not os.path.isdir(spool):
+        # Made here, a folder of a misspelt name would take pictures that nobody looks for.
+        raise never_started(os.fspath(spool))
     folder = prepare(spool)
     if not wait:
         for path in paths:
@@ -84,21 +87,25 @@ def _answers(
 ) -> Iterator[dict[str, Any]]:
     """Yield the answers of jobs in their order, whoever works."""
     waiting = list(reversed(jobs))
+    missed = ""
     while waiting:
         job, path = waiting[-1]
         answer = read_answer(spool, job)
-        if answer is None and not worker_lives(spool):
-            if _is_lost(spool, job) and not worker_lives(spool):
+        lives = answer is not None or worker_lives(spool)
+        if answer is None and _is_lost(spool, job):
+            # A worker that lives may have passed it from one place to another while we looked.
+            if missed == job or not (lives or worker_lives(spool)):
                 reason = "lost: somebody took the job out of the spool; hand the picture over again"
                 answer = error_answer(os.path.abspath(os.fspath(path)), reason)
-            else:
-                from engine.serve import stand_in
+            missed = job
+        elif not lives:
+            from engine.serve import stand_in
 
-                for _ in stand_in(spool):
-                    while waiting and (answer := read_answer(spool, waiting[-1][0])) is not None:
-                        waiting.pop()
-                        yield answer
-                continue
+            for _ in stand_in(spool):
+                while waiting and (answer := read_answer(spool, waiting[-1][0])) is not None:
+                    waiting.pop()
+                    yield answer
+            continue
         if answer is None:
             answer = await_answer(spool, job, 0.5)
         if answer is not None:

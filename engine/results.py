@@ -39,7 +39,6 @@ __all__ = [
     "file_digest",
     "is_drawn",
     "picture_identity",
-    "read_instance_uid",
     "result_key",
     "safe_name",
 ]
@@ -58,7 +57,7 @@ _NOTES = ".hilum"
 _MOST_JSON_BYTES = 16 << 20
 # Larger files have no key, and no stored answer: hashing them would take longer than refusing.
 _MOST_HASHED_BYTES = 1 << 30
-# A preamble, a file meta header and what comes before the UID take less than a kilobyte.
+# Preamble and file meta information take less than a kilobyte.
 _HEADER_BYTES = 1 << 16
 # Another release of the decoders may read them: such a refusal is not given again.
 _NOT_STORED = ("unsupported_transfer_syntax",)
@@ -66,12 +65,6 @@ _NOT_STORED = ("unsupported_transfer_syntax",)
 # What Windows takes for devices, with any suffix (Win32 naming conventions), and for syntax.
 _DEVICE = re.compile(r"(?:con|prn|aux|nul|conin\$|conout\$|(?:com|lpt)[0-9¹²³])", re.IGNORECASE)
 _SYNTAX = re.compile(r'[\x00-\x1f\x7f<>:"/\\|?*]')
-
-_UID = re.compile(rb"[0-9]+(?:\.[0-9]+)*")
-_DEFLATED = b"1.2.840.10008.1.2.1.99"
-_BIG_ENDIAN = b"1.2.840.10008.1.2.2"
-# Value representations with a length of four bytes (PS3.5 section 7.1.2).
-_LONG = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
 
 
 # ---- What an answer follows from ------------------------------------------------------------
@@ -100,12 +93,12 @@ def file_digest(path: str | os.PathLike[str]) -> str | None:
         return None
 
 
-def _stream_digest(stream: BinaryIO) -> str | None:
+def _stream_digest(stream: BinaryIO, start: int = 0) -> str | None:
     import hashlib
 
     if os.fstat(stream.fileno()).st_size > _MOST_HASHED_BYTES:
         return None
-    stream.seek(0)
+    stream.seek(start)
     digest = hashlib.sha256()
     while chunk := stream.read(1 << 20):
         digest.update(chunk)
@@ -115,6 +108,10 @@ def _stream_digest(stream: BinaryIO) -> str | None:
 def picture_identity(path: str | os.PathLike[str]) -> str | None:
     """Tell which picture a file holds, whatever it is called.
 
+    The SOP Instance UID would be cheaper and is not enough: devices that give one UID to two
+    pictures exist, and headers are corrected under the old UID. The answer of one patient must not
+    be given for another.
+
     Parameters
     ----------
     path : str or PathLike
@@ -123,88 +120,44 @@ def picture_identity(path: str | os.PathLike[str]) -> str | None:
     Returns
     -------
     str or None
-        ``"uid:"`` and the SOP Instance UID of a DICOM file that has one; ``"sha256:"`` and the
-        digest of its bytes for every other; None where `file_digest` gives none.
+        The digest of its bytes; of a DICOM file that of the data set, and its transfer syntax. The
+        file meta information before it is the storing program's own (PS3.10 section 7.1). None
+        where `file_digest` gives none.
     """
     from formats import open_regular
 
     try:
         with open_regular(path) as stream:
-            uid = read_instance_uid(stream.read(_HEADER_BYTES))
-            if uid is not None:
-                return f"uid:{uid}"
-            digest = _stream_digest(stream)
+            start, syntax = _data_set(stream.read(_HEADER_BYTES))
+            digest = _stream_digest(stream, start)
     except (OSError, ValueError):
         return None
-    return None if digest is None else f"sha256:{digest}"
+    return None if digest is None else f"{syntax} sha256:{digest}".lstrip()
 
 
-def read_instance_uid(head: bytes) -> str | None:
-    """Read the SOP Instance UID (0008,0018) of a DICOM data set, which comes before all else.
-
-    Parameters
-    ----------
-    head : bytes
-        How the file begins, with or without preamble (PS3.10 section 7.1).
-
-    Returns
-    -------
-    str or None
-        The UID of the data set, not that of the file meta header; None for anything out of the
-        ordinary.
-    """
-    if head[128:132] == b"DICM":
-        at, syntax = 132, b""
-        while head[at : at + 2] == b"\x02\x00":
-            tag, value, end = _element(head, at, "little")
-            if end is None:
-                return None
-            if tag == 0x00020010:
-                syntax = value.rstrip(b"\0 ")
-            at = end
-        head = head[at:]
-        if syntax == _DEFLATED:
-            import zlib
-
-            try:
-                head = zlib.decompressobj(-zlib.MAX_WBITS).decompress(head, _HEADER_BYTES)
-            except zlib.error:
-                return None
-        order = "big" if syntax == _BIG_ENDIAN else "little"
-    else:
-        order = "little"
-    at = 0
-    for _ in range(32):
-        tag, value, end = _element(head, at, order)
-        if end is None or not 0x00080000 <= tag <= 0x00080018:
-            return None
-        if tag == 0x00080018:
-            value = value.rstrip(b"\0 ")
-            return value.decode() if len(value) <= 64 and _UID.fullmatch(value) else None
+def _data_set(head: bytes) -> tuple[int, str]:
+    """Say where a DICOM data set begins in a file, and its transfer syntax; else 0 and nothing."""
+    syntax = ""
+    at = 132
+    while head[128:132] == b"DICM" and head[at : at + 2] == b"\x02\x00":
+        # Always explicit and little endian; OB and UN have a length of four bytes (PS3.5 7.1.2).
+        start, n_length = (at + 12, 4) if head[at + 4 : at + 6] in (b"OB", b"UN") else (at + 8, 2)
+        end = start + int.from_bytes(head[start - n_length : start], "little")
+        if end > len(head):
+            return 0, ""
+        if head[at : at + 4] == b"\x02\x00\x10\x00":
+            syntax = head[start:end].rstrip(b"\0 ").decode("ascii", "replace")
         at = end
-    return None
-
-
-def _element(data: bytes, at: int, order: Any) -> tuple[int, bytes, int | None]:
-    """Give an element's tag, its value and where the next begins; None if it is not whole."""
-
-    def number(start: int, end: int) -> int:
-        return int.from_bytes(data[start:end], order)
-
-    tag = number(at, at + 2) << 16 | number(at + 2, at + 4)
-    vr = data[at + 4 : at + 6]
-    if vr in _LONG:
-        start, length = at + 12, number(at + 8, at + 12)
-    elif vr.isalpha() and vr.isupper():
-        start, length = at + 8, number(at + 6, at + 8)
-    else:
-        start, length = at + 8, number(at + 4, at + 8)
-    end = start + length
-    return tag, data[start:end], None if end > len(data) else end
+    return (at, syntax) if syntax else (0, "")
 
 
 def result_key(
-    picture: str, heads: Sequence[str], chain: str | None, allow: Iterable[str], views: int
+    picture: str,
+    heads: Sequence[str],
+    chain: str | None,
+    allow: Iterable[str],
+    views: int,
+    release: str,
 ) -> str:
     """Give the key of a result: the same for everything an answer follows from.
 
@@ -220,6 +173,8 @@ def result_key(
         Reasons that are set aside.
     views : int
         Augmented views.
+    release : str
+        Of Hilum: another may read the same file otherwise.
 
     Returns
     -------
@@ -229,7 +184,7 @@ def result_key(
     import hashlib
 
     # The first entry changes with what the others mean.
-    said = ["hilum result 1", picture, list(heads), chain, sorted(set(allow)), views]
+    said = ["hilum result 1", release, picture, list(heads), chain, sorted(set(allow)), views]
     return hashlib.sha256(json.dumps(said, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -319,10 +274,11 @@ class Results:
         WriteError
             It cannot; the message says why.
         """
-        if self._made:
+        if self._made and os.path.isdir(self._notes):  # noqa: PTH112
             return
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            if not self._made:  # a share that is gone must not become a folder of this disk
+                self.folder.mkdir(parents=True, exist_ok=True)
             with suppress(FileExistsError):
                 self._notes.mkdir()
             if not stat.S_ISDIR(os.lstat(self._notes).st_mode):

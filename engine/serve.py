@@ -20,6 +20,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from engine import spool as spools
+from engine.answers import INTERNAL
 from engine.cli import EXIT_DONE, EXIT_SIGNAL, check_files, command_line, count_up_to, report, run
 from engine.errors import REFUSALS, BackboneError, WriteError
 from engine.slots import EngineSlot, FileLock, engine_slot
@@ -36,11 +37,10 @@ MOST_IDLE_SECONDS = 7 * 86400
 # by the socket wakes the worker at once.
 _BUSY_SECONDS, _IDLE_SECONDS = 0.05, 0.5
 _TIDY_SECONDS, _RECOVER_SECONDS = 600.0, 5.0
+# How often a worker that leaves tries to come back for a picture.
+_MOST_LOOKS = 5
 # Where results cannot be stored: how long until it is tried again.
 _FIRST_PAUSE_SECONDS, _LAST_PAUSE_SECONDS = 1.0, 60.0
-
-MANY = 200
-"""Pictures from which on a process that stands in loads the compiled loops."""
 
 # A job at which a worker died is tried alone, and when nothing else waits or so many others are
 # done: so whatever kills workers at random does not meet the same job again and again.
@@ -57,19 +57,15 @@ CLIENT_SECONDS = 5.0
 LONGEST_SOCKET_PATH = 96
 NEW_SOCKET_SUFFIX = ".new"
 
-#: Not the fault of a picture: the disk is full or gone, or the system is short of something.
+#: Not the fault of a picture: the disk is full or gone, a share was lost or its rights were
+#: changed, or the system is short of something. What Windows says of one file that somebody has
+#: open (EACCES) is not meant.
 _MACHINE = frozenset(
     getattr(errno, name)
     for name in (
-        "ENOSPC",
-        "EDQUOT",
-        "EROFS",
-        "EIO",
-        "ENODEV",
-        "ESTALE",
-        "EMFILE",
-        "ENFILE",
-        "ENOMEM",
+        *("ENOSPC", "EDQUOT", "EROFS", "EIO", "ENODEV", "ESTALE", "EMFILE", "ENFILE", "ENOMEM"),
+        *("ENOTCONN", "ETIMEDOUT", "EHOSTDOWN", "EHOSTUNREACH", "ENETUNREACH", "ENOLCK"),
+        *(("EACCES", "EPERM") if os.name == "posix" else ()),
     )
     if hasattr(errno, name)
 )
@@ -213,10 +209,15 @@ class Server:
         """
         self._stop_listening()
         self._lock.release()
-        if not spools.has_incoming(self.spool) or not self._lock.acquire(wait=False):
-            return True
-        self._listen()
-        return False
+        for _ in range(_MOST_LOOKS):
+            if not spools.has_incoming(self.spool):
+                return True
+            if self._lock.acquire(wait=False):
+                self._listen()
+                return False
+            # Another worker has it; or somebody only looked whether one lives, and has let go.
+            time.sleep(_BUSY_SECONDS)
+        return True
 
     @property
     def is_empty(self) -> bool:
@@ -355,10 +356,16 @@ class Server:
         predictions = self._workman.judge_many(paths())
         try:
             for prediction in predictions:
+                answer = prediction.to_json()
+                if _code(answer) == INTERNAL and hand[0].tries < spools.MOST_TRIES:
+                    # It may have been the fault of the moment.
+                    self._queue.put_back(hand.popleft(), blameless=False)
+                    self._say("internal error at a picture: again, alone")
+                    continue
                 if self._sends:
                     judged.append((hand[0], prediction))
                 else:
-                    self._store(hand[0], prediction.to_json())
+                    self._store(hand[0], answer)
                 hand.popleft()
                 yield
             if judged:
@@ -387,8 +394,8 @@ class Server:
         self._n_done += 1
         if self._listener is not None:
             self._listener.tell(job.name)
-        code = str(answer.get("reason") or "").partition(":")[0]
-        known = code in REFUSALS or job.wrong is not None
+        code = _code(answer)
+        known = code in REFUSALS or code == INTERNAL or job.wrong is not None
         shown = f" {code}" if known else ""
         self._say(f"job {self._n_done}: {answer.get('status')}{shown} {answer['milliseconds']} ms")
 
@@ -417,6 +424,10 @@ class Server:
                 return True
             cause = cause.__cause__
         return False
+
+
+def _code(answer: dict[str, Any]) -> str:
+    return str(answer.get("reason") or "").partition(":")[0]
 
 
 # ---- the socket --------------------------------------------------------------------------------
@@ -669,7 +680,7 @@ def read_settings(spool: str) -> Kept | None:
         return Kept(settings, int(found["engines"]), bool(found["keep"]))
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         message = f"is damaged ({error}); remove it and start engine.serve with its options"
         raise WriteError(path, message) from OSError(errno.EINVAL, str(error))
 
@@ -714,7 +725,8 @@ def stand_in(spool: str) -> Iterator[None]:
         found = read_settings(spool)
         if found is None:
             raise spools.never_started(spool)
-        # Compiled loops take half a second to load: many pictures win it back.
+        from engine.worker import MANY
+
         many = spools.counts(spool)["incoming"] > MANY
         server = _server(spool, lock, 0, found, kernels=many)
     except BaseException:
@@ -783,6 +795,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _serve(options: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
+    if arguments.status and not os.path.isdir(arguments.spool):  # noqa: PTH112
+        options.error(f"{arguments.spool}: no such folder; --status makes none")
     spool = spools.prepare(arguments.spool)
     if arguments.status:
         print(json.dumps(status(spool)))

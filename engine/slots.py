@@ -20,6 +20,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable
     from types import TracebackType
 
@@ -31,6 +32,8 @@ _msvcrt: Any = importlib.import_module("msvcrt") if os.name == "nt" else None
 # How often the first of the queue looks for a slot where it cannot sleep until there is one: there
 # are several, or the system is Windows.
 _LOOK_SECONDS = 0.03
+# Whoever has his turn before is told nothing: most waits are those for one picture.
+_ANNOUNCE_SECONDS = 2.0
 # What a system says of a lock that another holds: EWOULDBLOCK on POSIX, the others on Windows.
 _HELD = frozenset({errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK})
 
@@ -246,26 +249,21 @@ class EngineSlot:
         if self._folder is None or self._slot is not None:
             return
         queue = FileLock(self._path(QUEUE))
-        waited = False
+        slots = [FileLock(self._path(f"slot-{number}.lock")) for number in range(self._limit)]
+        clock: threading.Timer | None = None
         try:
-            try:
-                if not queue.acquire(wait=False):
-                    waited = self._say_waiting(waited)
-                    queue.acquire(wait=True)
-                while self._slot is None:
-                    for number in range(self._limit):
-                        slot = FileLock(self._path(f"slot-{number}.lock"))
-                        if slot.acquire(wait=False):
-                            self._slot = slot
-                            break
-                    else:
-                        waited = self._say_waiting(waited)
-                        if self._limit == 1 and slot.acquire(wait=True):
-                            self._slot = slot
-                        elif self._slot is None:
-                            time.sleep(_LOOK_SECONDS)
-            finally:
-                queue.release()
+            if not queue.acquire(wait=False):
+                clock = self._start_clock()
+                queue.acquire(wait=True)
+            while self._slot is None:
+                self._slot = next((slot for slot in slots if slot.acquire(wait=False)), None)
+                if self._slot is not None:
+                    break
+                clock = clock or self._start_clock()
+                if self._limit > 1:
+                    time.sleep(_LOOK_SECONDS)
+                elif slots[0].acquire(wait=True):
+                    self._slot = slots[0]
         except OSError:
             # A file system without locks, or one that has become read-only.
             self._folder = None
@@ -273,15 +271,27 @@ class EngineSlot:
         except BaseException:
             self.release()
             raise
+        finally:
+            queue.release()
+            if clock is not None:
+                clock.cancel()
 
     def _path(self, name: str) -> str:
         return os.path.join(self._folder or "", name)
 
-    def _say_waiting(self, waited: bool) -> bool:
-        if not waited:
-            engines = "another engine" if self._limit == 1 else f"{self._limit} engines"
-            self._say("waiting", f"{engines} of this user at work: waiting for a turn")
-        return True
+    def _start_clock(self) -> threading.Timer | None:
+        """Say that we wait, unless that ends soon; in a thread, for this one sleeps."""
+        if self._announce is None or "waiting" in _said:
+            return None
+        import threading
+
+        engines = "another engine" if self._limit == 1 else f"{self._limit} engines"
+        message = f"{engines} of this user at work: waiting for a turn"
+        clock = threading.Timer(_ANNOUNCE_SECONDS, self._say, ("waiting", message))
+        clock.daemon = True
+        with contextlib.suppress(RuntimeError):  # no thread to be had: then it waits in silence
+            clock.start()
+        return clock
 
     def _unbound(self) -> None:
         self._say(
@@ -314,8 +324,8 @@ def engine_slot(limit: int = 1, *, announce: Callable[[str], None] | None = None
     limit : int, default 1
         Engines at work at a time; 0: no bound.
     announce : callable, optional
-        Told in one sentence, once a process each, that there is no bound or that others are at
-        work.
+        Told in one sentence, once a process each, that there is no bound, or that others are at
+        work; the latter after two seconds of waiting, from another thread.
 
     Returns
     -------

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from engine import __version__
 from engine.answers import DEMONSTRATION_HEAD, Prediction
 from engine.cli import MOST_THREADS, count_up_to
 from engine.errors import OVERRIDABLE, EngineError, MissingPart
@@ -34,10 +35,13 @@ if TYPE_CHECKING:
     from engine.heads import Head
     from engine.prediction import Predictor
 
-__all__ = ["DEAD_LETTERS", "MOST_VIEWS", "Settings", "Worker", "add_options", "settings_of"]
+__all__ = ["DEAD_LETTERS", "MANY", "MOST_VIEWS", "Settings", "Worker", "add_options", "settings_of"]
 
 # engine.views.MAX_VIEWS, which is not worth its import before the command line is understood.
 MOST_VIEWS = 32
+
+MANY = 200
+"""From so many pictures on, compiled loops win back the half second that loading them takes."""
 
 DEAD_LETTERS = "dead_letters"
 """Folder, in that of the results, for what could not be delivered."""
@@ -373,6 +377,8 @@ class Worker:
         self._lock = threading.Lock()
         self._predictor: Predictor | None = None
         self._asked: tuple[list[str], str | None] | None = None
+        # The picture that was hashed last: it is asked for before and behind the wait for a slot.
+        self._known: tuple[object, tuple[int, ...], str | None] | None = None
 
     def prepare(self) -> Worker:
         """Load heads, network and compiled loops now, and make the folder of results.
@@ -479,11 +485,10 @@ class Worker:
         WriteError
             These cannot be written.
         """
-        if self.results is None or self.settings.force:
+        found = self._find(self._picture(path), path)
+        if found is None or self.results is None:
             return None
-        key = self._key(path)
-        found = None if key is None else self._find(key, path)
-        return None if found is None else self.results.repeat(found, str(path))
+        return self.results.repeat(found, str(path))
 
     def judge(self, path: str | os.PathLike[str]) -> Prediction:
         """Do what `answer` does, but for the delivery, which needs no network.
@@ -507,15 +512,14 @@ class Worker:
 
     def _look(self, path: str | os.PathLike[str]) -> _Seen:
         """Look at a picture, and for its stored answer; nothing is written."""
-        if self.results is not None and not self.settings.force:
-            key = self._key(path)
-            found = None if key is None else self._find(key, path)
-            if found is not None:
-                return _Seen(str(path), found, None)
-        predictor = self._load(path)
         for _ in range(_MOST_CHANGES):
             before = _signature(path)
-            key = self._key(path)
+            picture = self._picture(path)
+            found = self._find(picture, path)
+            if found is not None:
+                return _Seen(str(path), found, None)
+            predictor = self._load(path)
+            key = self._key(picture)  # with the heads that are loaded now
             prediction = predictor.predict(os.fspath(path))
             if before == _signature(path):
                 break
@@ -620,14 +624,24 @@ class Worker:
 
     # -- in the order in which they happen --
 
-    def _key(self, path: str | os.PathLike[str]) -> str | None:
+    def _picture(self, path: str | os.PathLike[str]) -> str | None:
+        """Tell which picture it is."""
+        now, known = _signature(path), self._known
+        if known is not None and known[:2] == (path, now):
+            return known[2]
         picture = picture_identity(path)
+        if now is not None:
+            self._known = (path, now, picture)
+        return picture
+
+    def _key(self, picture: str | None) -> str | None:
         if picture is None:
             return None
         if self._asked is None:
             self._asked = self._digests()
         heads, chain = self._asked
-        return result_key(picture, heads, chain, self.settings.allow, self.settings.views)
+        settings = self.settings
+        return result_key(picture, heads, chain, settings.allow, settings.views, __version__)
 
     def _digests(self) -> tuple[list[str], str | None]:
         """Hash what is asked: files, so that nothing need be loaded for a stored answer."""
@@ -641,10 +655,12 @@ class Worker:
         heads = [file_digest(file) or f"unreadable {os.urandom(16).hex()}" for file in files]
         return heads, None if chain is None else file_digest(chain) or os.urandom(16).hex()
 
-    def _find(self, key: str, path: str | os.PathLike[str]) -> Prediction | None:
+    def _find(self, picture: str | None, path: str | os.PathLike[str]) -> Prediction | None:
         """Look for a stored answer with everything that is wanted now."""
-        assert self.results is not None
-        found = self.results.find(key, str(path))
+        if self.results is None or self.settings.force:
+            return None
+        key = self._key(picture)
+        found = None if key is None else self.results.find(key, str(path))
         if found is None:
             return None
         if found.status == "ok":
@@ -664,10 +680,9 @@ class Worker:
             if self._predictor is not None:
                 return self._predictor
             settings = self.settings
-            if settings.chain is None:
-                from engine.head_start import begin
+            from engine.head_start import begin
 
-                begin(settings.heads or None)
+            begin(_chain_heads(settings.chain) if settings.chain is not None else settings.heads)
             if path is not None:
                 # Before the predictor, which waits for the network that loads meanwhile.
                 from engine.images import load_reader

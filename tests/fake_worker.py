@@ -2,9 +2,10 @@
 
 Usage: fake_worker.py serve ARGUMENTS of engine.serve | hand_over SPOOL PATH...
 
-The first word of a file: ``kill`` the process, ``raise`` an error, ``bad`` (status error),
-``full`` (no space left, while DIR/full exists), ``slow``; anything else is answered ok. Results go
-to the output folder as those of the real worker do; its ``log`` has a line for each begun.
+The first word of a file: ``kill`` the process, ``raise`` an error, ``fault`` (an error nobody
+knows, as an answer), ``bad`` (status error), ``full`` (no space left, while DIR/full exists),
+``slow``; anything else is answered ok. Results go to the output folder as those of the real worker
+do; its ``log`` has a line for each begun.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 
 import engine.worker
 from engine import serve, spool
+from engine.answers import INTERNAL
 from engine.handover import hand_over
 
 
@@ -61,6 +63,9 @@ class Worker:
             raise OSError(errno.ENOSPC, "No space left on device")
         if word == "slow":
             time.sleep(0.05)
+        if word == "fault":
+            reason = f"{INTERNAL}: {path}: unexpected KeyError"
+            return Answer(input=path, status="error", reason=reason, milliseconds=0.0)
         if word == "bad":
             return Answer(input=path, status="error", reason=f"{path}: bad", milliseconds=0.0)
         if word == "refuse":

@@ -310,6 +310,20 @@ def test_dispatcher(container: Path, capsys: Any) -> None:
     assert "no command 'trian'" in capsys.readouterr().err
 
 
+def test_the_program_hilum_leaves_as_fast_as_the_module(study: Path) -> None:
+    """It does not take the network apart: what is to be done at the end is not done."""
+    code = (
+        "import atexit, sys\nfrom engine import cli\n"
+        "atexit.register(lambda: print('taken apart'))\nsys.exit(cli.main())"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, "predict", str(study / "none.png"), "--quiet"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert json.loads(result.stdout)["status"] == "error"
+
+
 @pytest.mark.parametrize("command", ["extract", "train", "evaluate", "predict", "demo"])
 def test_help_teaches(command: str) -> None:
     result = subprocess.run(
@@ -518,6 +532,7 @@ def test_options_that_need_a_folder_or_a_spool(study: Path, tmp_path: Path, caps
 
 def test_handing_over_loads_nothing(study: Path, tmp_path: Path) -> None:
     """Twenty hooks at once hand over and are gone."""
+    (tmp_path / "spool").mkdir(mode=0o700)
     code = (
         "import sys; from engine.predict import main\n"
         "assert main([sys.argv[1], '--spool', sys.argv[2], '--no-wait']) == 0\n"
@@ -1011,6 +1026,28 @@ def test_what_fails_while_a_page_is_made_leaves_no_file(
 def test_no_name_steers_the_terminal(capsys: Any) -> None:
     cli.report("warning: \x1b[2J\u202e\rgrün\nשלום")
     assert capsys.readouterr().err == "warning: \\x1b[2J\\u202e\\rgrün\nשלום\n"
+
+
+def test_a_stop_that_comes_when_the_work_is_done_is_a_stop_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Giving the network back takes so long that one in ten signals was noticed only then."""
+    install = signal.signal
+
+    def interrupted(number: signal.Signals, handler: object) -> object:
+        before = install(number, handler)  # type: ignore[arg-type]
+        if handler is not cli._stop:
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+        return before
+
+    previous = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(signal, "signal", interrupted)
+    try:
+        assert cli.run(lambda: 0) == 130
+    finally:
+        for number, handler in zip((signal.SIGINT, signal.SIGTERM), previous, strict=True):
+            signal.signal(number, handler)
 
 
 def test_a_stop_that_a_library_swallows_is_not_forgotten() -> None:

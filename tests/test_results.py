@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
-import zlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,6 @@ from engine.results import (
     Results,
     is_drawn,
     picture_identity,
-    read_instance_uid,
     result_key,
     safe_name,
 )
@@ -188,6 +189,20 @@ def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
     # Looking for an answer makes nothing.
     assert Results(tmp_path / "none").find(KEY, "a") is None
     assert not (tmp_path / "none").exists()
+
+
+def test_a_folder_that_is_tidied_up_while_we_work(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    results = Results(folder)
+    results.write(answer("a.png"), {})
+    shutil.rmtree(folder / ".hilum")
+    results.write(answer("b.png", OTHER), {})
+    assert results.find(OTHER, "c.png") is not None
+    # A share that is gone: nothing is written to the disk below it.
+    shutil.rmtree(folder)
+    with pytest.raises(WriteError, match="cannot be written to"):
+        results.write(answer("c.png"), {})
+    assert not folder.exists()
 
 
 def test_what_is_drawn_beside_results_is_no_input(tmp_path: Path) -> None:
@@ -438,39 +453,66 @@ def test_killed_before_any_step_nothing_is_wrong_and_nothing_lost(tmp_path: Path
 
 
 def test_keys_follow_from_all_that_an_answer_follows_from() -> None:
-    base = ("uid:1.2", ["x", "y"], None, ("lateral", "blank"), 0)
+    base = ("sha256:1.2", ["x", "y"], None, ("lateral", "blank"), 0, "1")
     keys = {
         result_key(*one)  # type: ignore[arg-type]
         for one in (
             base,
-            ("uid:1.3", *base[1:]),
-            ("sha256:1.2", *base[1:]),
+            ("sha256:1.3", *base[1:]),
+            ("1.2 sha256:1.2", *base[1:]),
             (base[0], ["x"], *base[2:]),
             (base[0], ["xy"], *base[2:]),
             (*base[:2], "c", *base[3:]),
-            (*base[:3], (), 0),
-            (*base[:3], ("lateral",), 0),
-            (*base[:4], 2),
+            (*base[:3], (), 0, "1"),
+            (*base[:3], ("lateral",), 0, "1"),
+            (*base[:4], 2, "1"),
+            (*base[:5], "2"),
         )
     }
-    assert len(keys) == 9
+    assert len(keys) == 10
     assert all(len(key) == 64 for key in keys)
-    assert result_key(*base[:3], ("blank", "lateral", "blank"), 0) == result_key(*base)  # type: ignore[arg-type]
+    assert result_key(*base[:3], ("blank", "lateral", "blank"), 0, "1") == result_key(*base)  # type: ignore[arg-type]
 
 
-def test_the_uid_is_that_of_the_data_set(tmp_path: Path) -> None:
+def test_a_dicom_picture_is_its_data_set_and_not_its_uid(tmp_path: Path) -> None:
     import pydicom
 
     path = write_dicom(draw_phantom(1, "none", height=128, width=128), tmp_path / "a.dcm")
+    identity = picture_identity(path)
     dataset = pydicom.dcmread(path)
-    uid = str(dataset.SOPInstanceUID)
-    assert picture_identity(path) == f"uid:{uid}"
+
+    def after(change: Callable[[pydicom.Dataset], None]) -> str | None:
+        other = pydicom.dcmread(path)
+        change(other)
+        assert other.SOPInstanceUID == dataset.SOPInstanceUID
+        other.save_as(tmp_path / "b.dcm")
+        return picture_identity(tmp_path / "b.dcm")
+
+    def set_meta(other: pydicom.Dataset) -> None:
+        other.file_meta.ImplementationVersionName = "ANOTHER"
+        other.file_meta.MediaStorageSOPInstanceUID = "1.9.9"
+        other.file_meta.PrivateInformationCreatorUID = "1.2.3"
+        other.file_meta.PrivateInformation = b"x" * 600
+        other.preamble = b"y" * 128
+
+    def set_pixel(other: pydicom.Dataset) -> None:
+        other.PixelData = other.PixelData[:-2] + bytes([other.PixelData[-2] ^ 1, 0])
+
+    assert identity is not None
+    # Who stored it, and how, does not count.
+    assert after(set_meta) == identity
+    assert after(lambda _: None) == identity
+    others = {
+        after(set_pixel),
+        after(lambda other: setattr(other, "PatientID", "another")),
+        after(lambda other: setattr(other, "PhotometricInterpretation", "MONOCHROME1")),
+    }
     whole = path.read_bytes()
-    start = 132 + 12 + int.from_bytes(whole[140:144], "little")
-    assert read_instance_uid(whole[start:]) == uid  # without preamble and meta header
-    dataset.file_meta.MediaStorageSOPInstanceUID = "1.9.9"
-    dataset.save_as(path)
-    assert picture_identity(path) == f"uid:{uid}"
+    (tmp_path / "c.dcm").write_bytes(
+        whole.replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2\0\0\0", 1)
+    )
+    others.add(picture_identity(tmp_path / "c.dcm"))
+    assert len(others - {identity}) == 4
 
 
 def element(tag: int, vr: bytes, value: bytes) -> bytes:
@@ -483,54 +525,26 @@ def element(tag: int, vr: bytes, value: bytes) -> bytes:
     )
 
 
+SYNTAX = element(0x00020010, b"UI", b"1.2.840.10008.1.2.1\0")
+
+
 @pytest.mark.parametrize(
     "head",
     [
         b"",
-        b"\x08\x00",
-        b"\x08\x00\x18\x00UI",
-        element(0x00080018, b"UI", b""),
-        element(0x00080018, b"UI", b"not a uid"),
-        element(0x00080018, b"UI", b"1..2"),
-        element(0x00080018, b"UI", b"1" * 66),
-        element(0x00080018, b"UI", b"1.2.3.4")[:-1],
-        b"\x08\x00\x06\x00SQ\0\0\xff\xff\xff\xff" + element(0x00080018, b"UI", b"1.2"),
-        element(0x00080020, b"DA", b"20260101") + element(0x00080018, b"UI", b"1.2"),
-        element(0x00080005, b"CS", b"") * 1000,
-        bytes(128) + b"DICM" + element(0x00020010, b"UI", b"1.2.840.10008.1.2.1.99") + b"no",
-        bytes(128) + b"DICM" + element(0x00020010, b"UI", b"1.2.840.10008.1.2.1.99")
-        + zlib.compress(bytes(10_000_000)),
-        b"\x89PNG\r\n\x1a\n" + bytes(100),
+        b"\x89PNG\r\n\x1a\n" + bytes(200),
+        bytes(128) + b"DICM",
+        bytes(128) + b"DICM" + SYNTAX[:-1],
+        bytes(128) + b"DICM" + element(0x00020003, b"UI", b"1.2"),
+        bytes(128) + b"DICM" + element(0x00020003, b"UI", b"1.2")[:5],
+        bytes(128) + b"DICM" + b"\x02\x00\x02\x01OB\0\0\xff\xff\xff\xff" + SYNTAX,
+        bytes(128) + b"DICX" + SYNTAX,
     ],
 )  # fmt: skip
-def test_headers_without_a_usable_uid(head: bytes, tmp_path: Path) -> None:
-    assert read_instance_uid(head) is None
+def test_whatever_is_out_of_the_ordinary_counts_whole(head: bytes, tmp_path: Path) -> None:
     path = tmp_path / "f"
     path.write_bytes(head)
-    identity = picture_identity(path)
-    assert identity is not None
-    assert identity.startswith("sha256:")
-
-
-def test_a_usual_uid_is_found_where_it_should_be() -> None:
-    """In each way a data set may be written (PS3.5 sections 7.1 and A.1 to A.5)."""
-    explicit = element(0x00080005, b"CS", b"ISO_IR 100") + element(0x00080018, b"UI", b"1.2.3\0")
-    implicit = b"\x08\0\x05\0\0\0\0\0" + b"\x08\0\x18\0\x06\0\0\x001.2.3\0"
-    big = b"\0\x08\0\x05CS\0\0" + b"\0\x08\0\x18UI\0\x061.2.3\0"
-    long = b"\x08\0\x01\0UN\0\0\x04\0\0\0abcd"
-    packer = zlib.compressobj(wbits=-15)
-    deflated = packer.compress(explicit) + packer.flush()
-    assert read_instance_uid(explicit) == "1.2.3"
-    assert read_instance_uid(implicit) == "1.2.3"
-    for syntax, data in (
-        (b"1.2.840.10008.1.2.1", long + explicit),
-        (b"1.2.840.10008.1.2.1", implicit),  # a header that lies is read by what is there
-        (b"1.2.840.10008.1.2\0", implicit),
-        (b"1.2.840.10008.1.2.2", big),
-        (b"1.2.840.10008.1.2.1.99", deflated),
-    ):
-        meta = element(0x00020003, b"UI", b"1.9.9\0") + element(0x00020010, b"UI", syntax)
-        assert read_instance_uid(bytes(128) + b"DICM" + meta + data) == "1.2.3", syntax
+    assert picture_identity(path) == f"sha256:{hashlib.sha256(head).hexdigest()}"
 
 
 def test_files_without_identity(tmp_path: Path) -> None:

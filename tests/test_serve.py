@@ -24,12 +24,12 @@ from fake_worker import Worker as FakeWorker
 from PIL import Image
 
 import formats
-from engine import predict, serve, slots
+from engine import handover, predict, serve, slots
 from engine import spool as spools
 from engine.handover import hand_over
 from engine.serve import Server, status
 from engine.slots import FileLock
-from engine.spool import prepare, submit, wait, worker_lock
+from engine.spool import prepare, submit, wait, worker_lives, worker_lock
 from engine.worker import Settings
 
 TESTS = Path(__file__).resolve().parent
@@ -211,11 +211,13 @@ def test_a_suspect_does_not_wait_for_ever(spool: Path, results: Path) -> None:
     assert 40 < number < 60
 
 
-def test_a_bug_in_one_picture(spool: Path, results: Path, start: Start) -> None:
+@pytest.mark.parametrize("word", ["raise", "fault"])
+def test_a_bug_in_one_picture(spool: Path, results: Path, start: Start, word: str) -> None:
     for number in range(6):
-        drop(spool, f"{number}.png", "raise" if number == 2 else "ok")
+        drop(spool, f"{number}.png", word if number == 2 else "ok")
     said = finish(start("--once", "--threads", "4"))
-    assert "internal error RuntimeError" in said
+    assert "internal error" in said
+    assert "job 6: error internal_error" in said
     assert sorted(answer["status"] for answer in answers(spool)) == ["error"] + ["ok"] * 5
     assert begun(results)["2.png"] == 3
 
@@ -701,6 +703,30 @@ def test_idle_ends_and_hooks_that_start_workers(
     assert set(begun(results).values()) == {1}
 
 
+def test_a_leaving_worker_comes_back_although_somebody_looks_at_its_lock(
+    spool: Path, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = in_process(spool, results)
+    looks = worker_lock(str(spool), 0)
+    real = spools.has_incoming
+
+    def look(folder: str) -> bool:
+        if not (spool / "incoming" / "last.png").exists():
+            # --status, in the very moment; a picture was dropped before it.
+            drop(spool, "last.png")
+            assert looks.acquire(wait=False)
+        return real(folder)
+
+    monkeypatch.setattr(spools, "has_incoming", look)
+    monkeypatch.setattr(time, "sleep", lambda _: looks.release())
+    assert not server.leave()
+    monkeypatch.undo()
+    list(server.drain())
+    assert server.leave()
+    server.close()
+    assert len(answers(spool)) == 1
+
+
 def test_a_second_worker_waits(spool: Path, results: Path, start: Start) -> None:
     first = start()
     wait_for(lambda: spools.worker_lives(spool))
@@ -743,7 +769,9 @@ def test_settings_are_kept(
     assert changed["settings"]["output_dir"] == str(tmp_path / "other")
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b'{"engines": 1, "settings": {"x": 1}}', b"\xff"])
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b'{"settings": []}', b'{"engines": 1, "settings": {"x": 1}}', b"\xff"]
+)
 def test_damaged_settings(spool: Path, capsys: pytest.CaptureFixture[str], content: bytes) -> None:
     (spool / "serve.json").write_bytes(content)
     assert serve.main([str(spool), "--once"]) == 2
@@ -772,6 +800,36 @@ def test_status(spool: Path, results: Path, capsys: pytest.CaptureFixture[str]) 
     assert json.loads(capsys.readouterr().out) == {
         "incoming": 1, "working": 0, "answers": 0, "failed": 0, "dead_letters": 0, "worker": False,
     }  # fmt: skip
+
+
+def test_a_misspelt_folder_is_not_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "spol"
+    with pytest.raises(SystemExit) as stop:
+        serve.main([str(folder), "--status"])
+    assert stop.value.code == 2
+    assert "no such folder" in capsys.readouterr().err
+    for waits in (True, False):
+        with pytest.raises(formats.WriteError, match="no worker was ever started"):
+            list(hand_over(folder, ["/x.png"], wait=waits))
+    assert not folder.exists()
+
+
+def test_a_job_that_somebody_took_away_is_not_awaited_for_ever(
+    spool: Path, results: Path, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the clock jumps by a day and answers are thrown away as old."""
+    start("--idle", "60")
+    wait_for(lambda: worker_lives(spool))
+
+    def read(_spool: str, _job: str) -> None:
+        return None
+
+    for module in (handover, spools):
+        monkeypatch.setattr(module, "read_answer", read)
+    (results / "x.png").write_text("ok")
+    (answer,) = hand_over(spool, [results / "x.png"])
+    assert answer["status"] == "error"
+    assert answer["reason"].startswith("lost: ")
 
 
 def test_the_log_names_nobody(spool: Path, results: Path, start: Start) -> None:

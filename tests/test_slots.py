@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -163,7 +164,10 @@ def test_a_long_run_gives_way(
         assert list(marks.glob("*.inside")) == []
 
 
-def test_says_once_that_it_waits(marks: Path, started: list[subprocess.Popen[bytes]]) -> None:
+def test_says_once_that_it_waits(
+    marks: Path, started: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slots, "_ANNOUNCE_SECONDS", 0.0)
     said: list[str] = []
     holder = hold(1, "holder", marks, 1, 0.5)
     started.append(holder)
@@ -174,6 +178,21 @@ def test_says_once_that_it_waits(marks: Path, started: list[subprocess.Popen[byt
         pass
     assert len(said) == 1
     assert "waiting for a turn" in said[0]
+
+
+def test_says_nothing_of_a_short_wait(
+    marks: Path, started: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slots, "_ANNOUNCE_SECONDS", 3600.0)
+    said: list[str] = []
+    started.append(hold(1, "holder", marks, 1, 0.2))
+    wait_for(lambda: len(log(marks)) == 1)
+    with engine_slot(1, announce=said.append) as slot:
+        assert slot.held
+        assert slots._said == set()
+        # Its clock is stopped, and with it the thread.
+        wait_for(lambda: threading.active_count() == 1)
+    assert said == []
 
 
 def test_error_inside_frees_the_slot(folder: Path) -> None:

@@ -20,6 +20,7 @@ import pytest
 from engine.answers import Prediction
 from engine.errors import HeadFileError, ImageError, MissingPart, WriteError
 from engine.phantoms import draw_phantom, write_dicom, write_png
+from engine.results import picture_identity
 from engine.worker import DEAD_LETTERS, Settings, Worker, add_options, settings_of
 
 
@@ -218,6 +219,19 @@ def test_the_same_picture_is_predicted_once(tmp_path: Path, image: Path, desk: D
     assert worker.answer(image) == again
 
 
+def test_two_pictures_under_one_uid_are_two(tmp_path: Path, image: Path, desk: Desk) -> None:
+    import pydicom
+
+    other = pydicom.dcmread(image)
+    other.PixelData = other.PixelData[::-1]
+    other.save_as(tmp_path / "other.dcm")
+    worker = Worker(settings(tmp_path, sr=True))
+    first, second = worker.answer(image), worker.answer(tmp_path / "other.dcm")
+    assert desk.predicted == ["in.dcm", "other.dcm"]
+    assert first.key != second.key
+    assert not second.stored
+
+
 def test_what_makes_it_another_question(tmp_path: Path, image: Path, desk: Desk) -> None:
     head = tmp_path / "h.safetensors"
     head.write_bytes(b"one")
@@ -231,11 +245,11 @@ def test_what_makes_it_another_question(tmp_path: Path, image: Path, desk: Desk)
     # A chain: its text, and the heads it names.
     chain = tmp_path / "c.toml"
     chain.write_text('[[step]]\nname = "a"\nhead = "h.safetensors"\n')
-    keys = {Worker(settings(tmp_path, chain=str(chain)))._key(image)}
+    keys = {Worker(settings(tmp_path, chain=str(chain)))._key(picture_identity(image))}
     head.write_bytes(b"three")
-    keys.add(Worker(settings(tmp_path, chain=str(chain)))._key(image))
+    keys.add(Worker(settings(tmp_path, chain=str(chain)))._key(picture_identity(image)))
     chain.write_text(chain.read_text() + "\n")
-    keys.add(Worker(settings(tmp_path, chain=str(chain)))._key(image))
+    keys.add(Worker(settings(tmp_path, chain=str(chain)))._key(picture_identity(image)))
     assert len(keys) == 3
 
 
@@ -263,12 +277,12 @@ def test_a_head_that_changes_while_the_worker_waits(
     assert worker.stored(image) is None  # digests are known now, heads are not loaded
     head.write_bytes(b"two")
     found = worker.answer(image)
-    assert found.key == Worker(asked)._key(image)
+    assert found.key == Worker(asked)._key(picture_identity(image))
     # It changes between the key and the loading, too.
     head.write_bytes(b"two and a bit")
     other = Worker(asked)
     desk.while_loading = [lambda: head.write_bytes(b"two and a half")]
-    assert other.answer(image).key == Worker(asked)._key(image) != found.key
+    assert other.answer(image).key == Worker(asked)._key(picture_identity(image)) != found.key
     head.write_bytes(b"three")  # loaded heads stay what they were, and so do their answers
     assert other.answer(image).stored
 
