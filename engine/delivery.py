@@ -53,6 +53,10 @@ OWN_TITLE = "HILUM"
 
 #: Seconds before the second attempt, the third, and every later one.
 PAUSES = (1.0, 4.0, 16.0)
+#: For so many seconds after it could not be reached, a target gets one attempt, and none for so
+#: many times as long as the last took: pictures do not wait in turn for a PACS that is away.
+AWAY_SECONDS, REST_FACTOR = 60.0, 3.0
+_AWAY = ("no_connection", "timeout")
 #: Seconds for a connection, for its association, and for each answer.
 CONNECT_SECONDS, ANSWER_SECONDS = 10.0, 30.0
 _MOST_ANSWER_BYTES = 1 << 16
@@ -202,6 +206,12 @@ def parse_orthanc(url: str) -> Orthanc:
         raise ValueError(f"the address of Orthanc is no http or https address; {shape}")
     if parts.query or parts.fragment:
         raise ValueError(f"the address of Orthanc goes on behind ? or #; leave that out; {shape}")
+    if "@" in parts.path:
+        # Behind a slash that was not encoded the rest of a password would be part of the name.
+        raise ValueError(
+            "the address of Orthanc has @ behind its host; write / and @ in user and password as "
+            f"%2F and %40; {shape}"
+        )
     host = _check_host(parts.hostname or "", "the address of Orthanc", shape)
     shown = f"[{host}]" if ":" in host else host
     path = parts.path.rstrip("/").removesuffix("/instances")
@@ -274,7 +284,8 @@ def deliver(
 ) -> list[dict[str, Any]]:
     """Send results of ours to every target.
 
-    The same instance again is no error: a PACS that has it keeps it.
+    The same instance again is no error: a PACS that has it keeps it. A target that was just found
+    away is tried less often, or not at all (`AWAY_SECONDS`).
 
     Parameters
     ----------
@@ -352,18 +363,41 @@ def _is_sent(reason: str | None) -> bool:
     return reason is None or reason == "already_stored" or reason.startswith("warning_")
 
 
+@dataclass(frozen=True)
+class _Away:
+    """A target that could not be reached: why, until when that took, and how long."""
+
+    reason: str
+    end: float
+    seconds: float
+
+
+_away: dict[str, _Away] = {}
+"""Of this process, by the target's name."""
+
+
 def _send_all(
     target: Store | Orthanc,
     parcels: Sequence[_Parcel],
     attempts: int,
     pause: Callable[[float], None],
 ) -> None:
+    away = _away.get(target.name)
+    if away is not None:
+        age = time.monotonic() - away.end
+        if age < REST_FACTOR * away.seconds:
+            for parcel in parcels:
+                parcel.settle(away.reason, final=False)
+            return
+        attempts = 1 if age < AWAY_SECONDS else attempts
+    start = time.monotonic()
     for attempt in range(max(1, attempts)):
         open_parcels = [parcel for parcel in parcels if not parcel.is_final]
         if not open_parcels:
-            return
+            break
         if attempt:
             pause(PAUSES[min(attempt, len(PAUSES)) - 1])
+        start = time.monotonic()
         if isinstance(target, Store):
             _store(target, open_parcels)
         else:
@@ -375,6 +409,12 @@ def _send_all(
                         if other.reason == "not_tried":
                             other.settle(parcel.reason, final=False)
                     break
+    reasons = {parcel.reason or "" for parcel in parcels}
+    if len(reasons) == 1 and reasons <= set(_AWAY):
+        end = time.monotonic()
+        _away[target.name] = _Away(reasons.pop(), end, end - start)
+    elif reasons:
+        _away.pop(target.name, None)
 
 
 # ---- C-STORE -------------------------------------------------------------------------------------
@@ -587,9 +627,26 @@ def _bury(parcel: _Parcel, target: Store | Orthanc, folder: Path) -> None:
     before = read_letter(note)
     count = 1 + (0 if before is None else before.count)
     # The note last: what it speaks of is there whole.
-    if file != parcel.path:
+    if file != parcel.path and not _link(parcel.path, file):
         formats.atomic_write(file, parcel.path.read_bytes())
     formats.atomic_write(note, _note(target.name, parcel.reason, count))
+
+
+def _link(path: Path, file: Path) -> bool:
+    """Give a result a second name, which takes no space; False where that is not possible.
+
+    Results are replaced and never written over: a letter stays what it was.
+    """
+    part = file.with_suffix(".part")
+    try:
+        part.unlink(missing_ok=True)
+        os.link(path, part)
+        part.replace(file)
+        # Of two names of one file, rename leaves both.
+        part.unlink(missing_ok=True)
+    except OSError:
+        return False
+    return True
 
 
 def _note(target: str, reason: str | None, count: int) -> bytes:

@@ -684,6 +684,8 @@ def _capture(
     dataset.SeriesNumber = _CAPTURE_SERIES
     dataset.InstanceNumber = 1
     dataset.PatientOrientation = None
+    # Type 2C (PS3.3 section C.7.3.1): of a paired body part, and nobody says that this is none.
+    dataset.Laterality = None
     _copy_facts(dataset, origin)
     dataset.SamplesPerPixel = 3
     dataset.PhotometricInterpretation = "RGB"

@@ -55,6 +55,12 @@ def pynetdicom() -> Any:
     return pytest.importorskip("pynetdicom", reason="pynetdicom is not installed: hilum[pacs]")
 
 
+@pytest.fixture(autouse=True)
+def nobody_is_away() -> None:
+    """Ports are used again, and what is known of one must not be held against the next."""
+    delivery._away.clear()
+
+
 def own(folder: Path, number: int, **tags: Any) -> Path:
     uid = f"1.2.3.{number}"
     dataset = dicom(ramp(), Manufacturer="Hilum", SOPInstanceUID=uid, **tags)
@@ -128,7 +134,7 @@ def test_an_orthanc_is_read_and_named_without_password(url: str, expected: Ortha
         *("", "127.0.0.1:8042", "ftp://u:SECRET@h", "file:///etc/passwd", "http://", "http://h:x"),
         *("http://u:SECRET@", "http://u:SECRET@h:99999", "http://h/?SECRET", "http://h/#SECRET"),
         *("http://u:SECRET@h h", "http://h\n", "http://u:SECRET@h\x00", "http://a;SECRET/"),
-        *("u:SECRET@host:8042",),
+        *("u:SECRET@host:8042", "http://u:1/SECRET@host:8042", "http://u:1%/SECRET@h"),
     ],
 )
 def test_no_orthanc_says_how_one_looks_and_keeps_the_password(url: str) -> None:
@@ -483,6 +489,44 @@ def test_when_orthanc_is_away_the_others_do_not_wait_for_it_in_turn(files: list[
     assert len(server.paths) == 4
 
 
+def test_pictures_do_not_wait_in_turn_for_a_target_that_is_away(
+    files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, tried = [100.0], []
+    monkeypatch.setattr(delivery.time, "monotonic", lambda: clock[0])
+    target, said = Orthanc("http://127.0.0.1:1"), ["timeout"]
+
+    def post(_: Orthanc, parcel: Any) -> None:
+        tried.append(clock[0])
+        clock[0] += 30 if said[0] == "timeout" else 0
+        parcel.settle(None if said[0] == "sent" else said[0], final=said[0] == "sent")
+
+    monkeypatch.setattr(delivery, "_post", post)
+
+    def once(expected: str, attempts: int) -> None:
+        tried.clear()
+        found = deliver(files[:1], [target], pause=lambda _: None)
+        sent = ("sent", None) if expected == "sent" else ("failed", expected)
+        assert outcomes(found) == [sent]
+        assert len(tried) == attempts
+
+    once("timeout", 3)
+    clock[0] += 89
+    once("timeout", 0)  # it rests for three times the last 30 s
+    clock[0] += 2
+    said[0] = "no_connection"
+    once("no_connection", 3)  # 91 s: a new round
+    once("no_connection", 1)  # nothing was waited for
+    said[0] = "http_503"
+    once("http_503", 1)
+    once("http_503", 3)  # somebody is there
+    said[0] = "no_connection"
+    once("no_connection", 3)
+    said[0] = "sent"
+    once("sent", 1)
+    assert delivery._away == {}
+
+
 def test_a_slow_orthanc_is_given_up(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(delivery, "ANSWER_SECONDS", 0.2)
     with web([STORED] * 9, slow=0.6) as server:
@@ -586,10 +630,30 @@ def test_a_dead_letter_is_whole_counted_and_tells_nothing(
         )
     if os.name == "posix":
         assert stat.S_IMODE(dead.stat().st_mode) == 0o700
+        # The results and their letters take the space of one.
+        assert {path.stat().st_ino for path in files} == {
+            path.stat().st_ino for path in dead.glob("*.dcm")
+        }
     # Another target is another letter.
     other = Orthanc(f"http://localhost:{closed_port()}")
     deliver(files[:1], [other], attempts=1, dead_letters=dead)
     assert len(list(dead.glob("*.json"))) == 4
+
+
+def test_letters_are_copies_where_a_file_can_have_one_name_only(
+    files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(18, "another disk")
+
+    monkeypatch.setattr(delivery.os, "link", refuse)
+    target = Orthanc(f"http://127.0.0.1:{closed_port()}")
+    for _ in range(2):
+        deliver(files[:1], [target], attempts=1, dead_letters=tmp_path / "dead")
+    (letter,) = (tmp_path / "dead").glob("*.dcm")
+    assert letter.read_bytes() == files[0].read_bytes()
+    assert letter.stat().st_ino != files[0].stat().st_ino
+    assert len(list((tmp_path / "dead").iterdir())) == 2
 
 
 def test_a_folder_that_takes_no_letters_is_said(files: list[Path], tmp_path: Path) -> None:

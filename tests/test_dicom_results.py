@@ -699,3 +699,31 @@ def test_highdicom_is_loaded_for_reports_only(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@BOTH
+def test_dciodvfy_finds_no_error(
+    make: Callable[[Path, Prediction], bytes], tmp_path: Path, highdicom: Any
+) -> None:
+    tool = shutil.which("dciodvfy")
+    if tool is None:
+        pytest.skip("dciodvfy is not installed: apt-get install dicom3tools")
+    several = {
+        "chest": answer(),
+        "many": answer(["x", "y"], threshold={"x": 0.1, "y": 0.2}, x=0.3, y=0.4),
+        "no": {"refused": "lateral: it is one", "ood": None, "notice": NOTICE},
+    }
+    chain = {"name": "c", "steps": [{"name": "chest", "outcome": "a"}]}
+    for number, given in enumerate([prediction(), prediction(several, chain=chain)]):
+        made = tmp_path / f"{number}.dcm"
+        made.write_bytes(make(source(tmp_path), given))
+        done = subprocess.run([tool, "-new", made], capture_output=True, text=True, check=False)
+        said = done.stdout + done.stderr
+        assert [line for line in said.splitlines() if line.startswith("Error")] == []
+        assert "Comprehensive3DSR" in said or "SCImage" in said
+
+
+def test_a_capture_says_nothing_of_sides(tmp_path: Path) -> None:
+    dataset = read(make_capture(source(tmp_path), prediction()))
+    assert "Laterality" in dataset
+    assert dataset.Laterality is None or dataset.Laterality == ""

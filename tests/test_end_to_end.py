@@ -35,6 +35,7 @@ STORESCP, STORESCU, ECHOSCU, DSRDUMP = (
     f"/usr/bin/{name}" for name in ("storescp", "storescu", "echoscu", "dsrdump")
 )
 ORTHANC = "/usr/sbin/Orthanc"
+DEBIANS = Path("/etc/orthanc/orthanc.json")
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancPython.so")
 COMPREHENSIVE_3D_SR = "1.2.840.10008.5.1.4.1.1.88.34"
 URL = "http://127.0.0.1:8042"
@@ -342,10 +343,16 @@ def start_orthanc(house: House, hook: str) -> None:
         if not PLUGIN.exists():
             pytest.skip("orthanc-python is not installed")
         settings["Plugins"] = [str(PLUGIN)]
-    (folder / "base.json").write_text(json.dumps(settings))
-    if hook in ("lua", "python"):
+    base, scripts = json.dumps(settings), str(house.folder / "hooks")
+    listed = hook == "lua" and DEBIANS.exists()
+    if listed:
+        # As README.md tells: Debian's file has the list, and Orthanc takes no second one.
+        base = DEBIANS.read_text().replace("/var/lib/orthanc/db-v6", str(house.folder / "db"))
+        assert base.count('"LuaScripts" : [') == 1
+        base = base.replace('"LuaScripts" : [', f'"LuaScripts" : [ "{scripts}/orthanc.lua"')
+    (folder / "base.json").write_text(base)
+    if hook in ("lua", "python") and not listed:
         shipped = (house.folder / "hooks" / f"orthanc_{hook}.json").read_text()
-        scripts = str(house.folder / "hooks")
         (folder / "hilum.json").write_text(shipped.replace("/etc/orthanc", scripts))
     orthanc = house.start(ORTHANC, folder, log="orthanc")
 

@@ -54,7 +54,7 @@ def test_readme_and_folder_name_the_same_files() -> None:
         re.findall(r"[a-z_-]+\.(?:sh|ps1|lua|py|json|ini|bat|xml|service|path|conf)\b", README)
     )
     known = set(FILES) | {"orthanc.json", "dicom.ini", "python.json", "sample.py"}
-    known |= {"try.dcm.json"} | {"json"}
+    known |= {"try.dcm.json", "serve.json", "json"}
     assert {name for name in named if name not in known and not name.endswith("dcm.json")} == set()
     # Run by others of them, and not by hand.
     inner = {"storescp_file.sh", "storescp_study.sh", "orthanc_poll.py", "README.md"}
@@ -768,6 +768,35 @@ def names_of_whole(spool: Path) -> list[str]:
     found = sorted((spool / "incoming").glob("[!.]*"))
     assert all(path.read_bytes() == path.stem.encode() * 1000 for path in found)
     return [path.stem for path in found]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell script")
+def test_letters_are_sent_with_the_password_of_the_settings(tmp_path: Path) -> None:
+    python, results, conf = tmp_path / "python", tmp_path / "results", tmp_path / "hilum.conf"
+    python.write_text(
+        '#!/bin/sh\nprintf "%s\\n" "$@" "$HILUM_ORTHANC_USER" "$HILUM_ORTHANC_PASSWORD"\nexit 1\n'
+    )
+    python.chmod(0o755)
+    conf.write_text(
+        f"HILUM_PYTHON={python}\nHILUM_RESULTS={results}\n"
+        'HILUM_ORTHANC_USER="me"\nHILUM_ORTHANC_PASSWORD="a secret"\n'
+    )
+
+    def send() -> Any:
+        return subprocess.run(
+            ["sh", FILES["letters.sh"], "--attempts", "1"],
+            env={"PATH": os.environ["PATH"], "HILUM_CONF": str(conf)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    assert (send().returncode, send().stdout) == (0, "")  # none yet
+    (results / "dead_letters").mkdir(parents=True)
+    done = send()
+    assert done.returncode == 1
+    said = ["-m", "engine.deliver", str(results / "dead_letters"), "--attempts", "1"]
+    assert done.stdout.splitlines() == [*said, "me", "a secret"]
 
 
 # ---- Installation without internet -------------------------------------------------------------

@@ -23,9 +23,10 @@ if [ "$found" != "$wanted" ]; then
     "python$wanted and python$wanted-venv, or collect anew with this Python" >&2
   exit 3
 fi
+umask 022 # another account will run it
 "$python" -m venv "$target"
 "$target/bin/python" -m pip install --disable-pip-version-check --no-index --find-links . \
   --upgrade "hilum[$(cat EXTRAS)]"
 "$target/bin/python" -m engine.hooks "$target/hooks"
-# Prepares this machine, and says what is missing.
+# Looks at this machine, and says what is missing. Caches belong to the user who works: README.md.
 "$target/bin/python" -m engine.doctor
