@@ -404,6 +404,11 @@ def copied_package(tmp_path: Path) -> Path:
             folder / package,
             ignore=shutil.ignore_patterns("__pycache__", "golden"),
         )
+    # An editable install would be found before it.
+    (folder / "sitecustomize.py").write_text(
+        "import sys\n"
+        "sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in type(f).__module__]\n"
+    )
     return folder
 
 
