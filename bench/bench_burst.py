@@ -118,6 +118,8 @@ def main() -> None:
     images = sorted(
         path for path in arguments.folder.iterdir() if path.suffix in {".jpg", ".jpeg", ".png"}
     )
+    if not images:
+        options.error(f"{arguments.folder}: no JPEG or PNG file in it")
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         os.environ["XDG_RUNTIME_DIR"] = str(work)

@@ -8,6 +8,7 @@ with pycparser; ``made`` takes the declarations that our build generated. No Num
 """
 
 import glob
+import os
 import sys
 from importlib.machinery import PathFinder, SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
@@ -16,8 +17,9 @@ CACHE_HEADER_BYTES = 13 + 32
 
 
 def made():
-    where = PathFinder.find_spec("engine", sys.path)
-    path = f"{where.submodule_search_locations[0]}/_openvino_c.py"
+    # An editable install keeps it apart from our sources.
+    places = [f"{folder}/engine/_openvino_c.py" for folder in sys.path]
+    path = next(place for place in places if os.path.exists(place))  # noqa: PTH110
     loader = SourceFileLoader("engine._openvino_c", path)
     module = module_from_spec(spec_from_loader("engine._openvino_c", loader))
     loader.exec_module(module)
