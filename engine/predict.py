@@ -21,7 +21,8 @@ from engine.cli import (
     report,
     run,
 )
-from engine.worker import MANY, Settings, Worker, add_options, settings_of
+from engine.jit import MANY
+from engine.worker import Settings, Worker, add_options, settings_of
 
 if TYPE_CHECKING:
     import argparse

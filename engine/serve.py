@@ -725,7 +725,7 @@ def stand_in(spool: str) -> Iterator[None]:
         found = read_settings(spool)
         if found is None:
             raise spools.never_started(spool)
-        from engine.worker import MANY
+        from engine.jit import MANY
 
         many = spools.counts(spool)["incoming"] > MANY
         server = _server(spool, lock, 0, found, kernels=many)

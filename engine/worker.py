@@ -35,13 +35,10 @@ if TYPE_CHECKING:
     from engine.heads import Head
     from engine.prediction import Predictor
 
-__all__ = ["DEAD_LETTERS", "MANY", "MOST_VIEWS", "Settings", "Worker", "add_options", "settings_of"]
+__all__ = ["DEAD_LETTERS", "MOST_VIEWS", "Settings", "Worker", "add_options", "settings_of"]
 
 # engine.views.MAX_VIEWS, which is not worth its import before the command line is understood.
 MOST_VIEWS = 32
-
-MANY = 200
-"""From so many pictures on, compiled loops win back the half second that loading them takes."""
 
 DEAD_LETTERS = "dead_letters"
 """Folder, in that of the results, for what could not be delivered."""

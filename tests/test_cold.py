@@ -119,6 +119,18 @@ def test_without_a_network_in_the_cache_it_is_compiled(png: Path, tmp_path: Path
     assert "openvino" not in imported(png, tmp_path)
 
 
+def test_a_small_folder_waits_for_no_compiled_loops(png: Path, cache: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from engine import extract\n"
+        "code = extract.main(sys.argv[1:])\n"
+        "print(sorted({'numba', 'tqdm', 'openvino'} & set(sys.modules))); sys.exit(code)"
+    )
+    out = tmp_path / "few.hilum"
+    done = start(["-c", code, str(png.parent), "-o", str(out)], cache)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert out.exists()
+
+
 @launched
 @pytest.mark.parametrize("kind", ["png", "dicom"])
 def test_memory_is_bounded(request: pytest.FixtureRequest, cache: Path, kind: str) -> None:

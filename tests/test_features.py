@@ -781,3 +781,14 @@ def test_wrong_views_floors_and_backbones_are_usage_errors(
     said = " ".join(capsys.readouterr().err.split())
     assert message in said
     assert list(tmp_path.iterdir()) == []
+
+
+def test_every_image_is_in_one_chunk_and_chunks_shrink_towards_the_end():
+    for start, total, n_workers in ((0, 1, 1), (0, 5, 2), (3, 240, 2), (0, 720, 8), (7, 7, 2)):
+        chunks = features._chunks(start, total, n_workers)
+        assert [number for chunk in chunks for number in chunk] == list(range(start, total))
+        sizes = [len(chunk) for chunk in chunks]
+        assert sizes == sorted(sizes, reverse=True)
+        assert max(sizes, default=1) <= features.IMAGES_PER_CHUNK
+        if sizes:
+            assert sizes[-1] == 1
