@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from engine.cli import (
@@ -11,6 +10,7 @@ from engine.cli import (
     check_files,
     command_line,
     evaluation_table,
+    leave,
     report,
     run,
     step_bar,
@@ -106,4 +106,4 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

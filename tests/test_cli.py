@@ -324,6 +324,26 @@ def test_the_program_hilum_leaves_as_fast_as_the_module(study: Path) -> None:
     assert json.loads(result.stdout)["status"] == "error"
 
 
+def test_an_evaluation_leaves_at_once(container: Path, head: Path) -> None:
+    """Taking numba apart would be a sixth of it."""
+    code = (
+        "import atexit, runpy, sys\natexit.register(lambda: print('taken apart'))\n"
+        "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
+    )
+    out = container.with_name("again.safetensors")
+    for module, arguments in (
+        ("engine.evaluate", [str(head), str(container)]),
+        ("engine.train", [str(container), "-o", str(out)]),
+    ):
+        result = subprocess.run(
+            [sys.executable, "-c", code, module, *arguments, "--quiet"],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        assert "taken apart" not in result.stdout
+    assert out.exists()
+
+
 @pytest.mark.parametrize("command", ["extract", "train", "evaluate", "predict", "demo"])
 def test_help_teaches(command: str) -> None:
     result = subprocess.run(
