@@ -734,6 +734,9 @@ def _network_lines(name: str, outcome: _Outcome) -> list[Check]:
         cure = "python -m pip install --force-reinstall hilum"
         if outcome.failure is not None and "SIGILL" in outcome.failure:
             cure = f"python -m pip install {_LAST_FOR_OLD_CPUS}"
+            kind = os.environ.get("OPENBLAS_CORETYPE")
+            if kind:
+                cure += f"; unset OPENBLAS_CORETYPE first: NumPy takes this CPU for a {kind}"
         # The engine's own messages end with what to do.
         cure = "" if "install" in outcome.error else cure
         return [Check("Network", FAIL, f"{name}: {scrub(outcome.error)}", cure, facts)]

@@ -633,14 +633,19 @@ def test_texts_are_cleaned(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
-def test_deaths_are_explained() -> None:
+def test_deaths_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "instruction" in doctor._death(signal.SIGILL)
     assert "memory" in doctor._death(signal.SIGKILL)
     assert "SIGSEGV" in doctor._death(signal.SIGSEGV)
     silent = doctor._Outcome((), None, 1, 0.0, None, "RuntimeError: gone")
     assert silent.error == "RuntimeError: gone"
     outcome = doctor._Outcome((), doctor._death(signal.SIGILL), -4, 0.0, None)
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
     (check,) = doctor._network_lines("x", outcome)
+    assert "OPENBLAS_CORETYPE" in check.cure
+    monkeypatch.delenv("OPENBLAS_CORETYPE")
+    (check,) = doctor._network_lines("x", outcome)
+    assert "OPENBLAS_CORETYPE" not in check.cure
     assert check.status == FAIL
     assert check.stops
     assert "openvino==2025.4.1" in check.cure
