@@ -1,61 +1,51 @@
 """A container larger than the memory it may take: written, opened, scanned, trained from, judged.
 
-python -m bench.bench_big FOLDER [--rows 500000] [--unmarked] [--head mlp] [--cv K]
+python -m bench big
 
-Half a million rows need 1.3 GB in FOLDER; the container is deleted at the end.
+Half a million rows of hidden factors, 1.3 GB in the temporary folder, with labels, patients and
+splits. Scans read every row as float32, in pieces; the peer of a scan is NumPy's memmap of the same
+bytes, in the same pieces. Writing and the two commands are repeated three times at most. There is
+no peer that trains in so little memory; the features as float32 stand beside the peak. Other ways
+to fit such a head are in the stage *heads*, other formats in *container*.
 """
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import json
 import os
-import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 import formats
+from bench.stages import Findings, Missing, Setting, Stage, in_turn, run_process
 from engine.kernels import heads as kernels
 
+STAGE = Stage(
+    "big",
+    "A container larger than memory",
+    [
+        "500,000 x 1,280 f16 with labels, groups and splits: written, opened, scanned, verified.",
+        "Peak memory of engine.train with a linear head: less than 600 MiB.",
+    ],
+    order=62,
+)
 DIM, CLASSES = 1280, ("normal", "opacity", "effusion")
 FACTORS = 64
 PIECE_ROWS = 4096
-ROUNDS = 3
-# The peak of the process itself: what getrusage says, a child inherits from its parent's pages.
-COMMAND = """
-import importlib, json, pathlib, re, sys, time
-command = importlib.import_module(sys.argv[1])
-start = time.perf_counter()
-code = command.main(sys.argv[2:])
-wall = time.perf_counter() - start
-peak = re.search(r"VmHWM:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())
-print(json.dumps({"code": code, "wall_s": wall, "cpu_s": time.process_time(),
-                  "peak_mib": int(peak[1]) / 1024}))
-"""
+LONG_ROUNDS = 3
 
 
-@contextlib.contextmanager
-def said(what: str, n_bytes: int = 0) -> Iterator[None]:
-    """Print how long something took."""
-    start = time.perf_counter()
-    yield
-    seconds = time.perf_counter() - start
-    speed = f"  {n_bytes / seconds / 1e9:6.2f} GB/s" if n_bytes else ""
-    print(f"  {what:42}{seconds:9.3f} s{speed}", flush=True)
-
-
-def write(path: Path, n_rows: int, *, marked: bool) -> None:
+def write(path: Path, n_rows: int) -> float:
     """Write rows of hidden factors of falling strength, as features of a backbone are.
 
     Classes move the factors; patients have two and a half rows on average and are of one class
     and one split. Independent features would be learned in three iterations, these take thirty.
+
+    Returns the seconds that writing and sealing took, without those of drawing.
     """
     rng = np.random.default_rng(0)
     strength = np.geomspace(2.0, 0.05, FACTORS)[:, None]
@@ -90,9 +80,8 @@ def write(path: Path, n_rows: int, *, marked: bool) -> None:
             X = rng.standard_normal((len(group), DIM), np.float32)
             X *= np.float32(0.3)
             X += factors @ mix
-            columns = {"label": label_of[group], "group": group.astype(np.uint32)}
-            if marked:
-                columns["split"] = split_of[group]
+            columns = {"label": label_of[group], "group": group.astype(np.uint32),
+                       "split": split_of[group]}  # fmt: skip
             half = X.astype(np.float16)
             begun = time.perf_counter()
             writer.append(half, **columns)
@@ -100,8 +89,7 @@ def write(path: Path, n_rows: int, *, marked: bool) -> None:
         begun = time.perf_counter()
         writer.seal(notes)
         writing += time.perf_counter() - begun
-    speed = path.stat().st_size / writing / 1e9
-    print(f"  {'write and seal (features given)':42}{writing:9.3f} s  {speed:6.2f} GB/s")
+    return writing
 
 
 def forget(path: Path) -> None:
@@ -117,26 +105,25 @@ def scan(container: formats.Container) -> None:
         container.read_rows(slice(start, start + PIECE_ROWS))
 
 
-def command(name: str, *arguments: str) -> None:
-    """Run a command in a process of its own, and print its time and its peak."""
-    done = subprocess.run(
-        [sys.executable, "-c", COMMAND, f"engine.{name}", *arguments, "--quiet"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        sys.exit(done.stderr)
-    found = json.loads(done.stdout.splitlines()[-1])
-    if found["code"] != 0:
-        sys.exit(done.stderr)
-    print(f"  {f'engine.{name}':42}{found['wall_s']:9.3f} s  {found['cpu_s']:6.1f} s of CPU, "
-          f"peak {found['peak_mib']:.0f} MiB", flush=True)  # fmt: skip
+def memmap_of(
+    container: formats.Container, path: Path
+) -> np.memmap[tuple[int, ...], np.dtype[np.float16]]:
+    """Map the features with NumPy alone; they are found by their first two rows."""
+    data = np.memmap(path, np.uint8, "r")
+    rows = np.asarray(container.features[:2])
+    wanted, step = rows.tobytes(), 4096
+    for start in range(0, min(len(data), 1 << 24), step):
+        if data[start : start + 16].tobytes() == wanted[:16]:
+            stride = container.features.strides[0]
+            if stride != 2 * DIM:
+                raise RuntimeError(f"rows are {stride} bytes apart; wanted {2 * DIM}")
+            return np.memmap(path, np.float16, "r", start, (container.n_rows, DIM))
+    raise RuntimeError(f"{path.name}: no features at any multiple of {step} bytes")
 
 
-def kernel() -> None:
+def kernel(findings: Findings, setting: Setting) -> None:
     """Loss and gradient of rows in memory, against NumPy's two products in float32."""
-    n, k = 20_000, len(CLASSES)
+    n, k = setting.size(20_000, 4000), len(CLASSES)
     rng = np.random.default_rng(0)
     X = rng.normal(size=(n, DIM)).astype(np.float32)
     labels, weights = rng.integers(0, k, n), np.full(n, 1.0 / n)
@@ -155,63 +142,123 @@ def kernel() -> None:
         z[np.arange(n), labels] -= 1.0
         z.T @ X
 
-    def together(work: Callable[[], None], n_threads: int) -> None:
-        threads = [threading.Thread(target=work) for _ in range(n_threads)]
+    def together(n_threads: int) -> None:
+        threads = [threading.Thread(target=ours) for _ in range(n_threads)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
 
-    def best(work: Callable[[], None]) -> float:
-        work()
-        times = []
-        for _ in range(ROUNDS):
-            start = time.perf_counter()
-            work()
-            times.append(time.perf_counter() - start)
-        return min(times)
+    cores = os.cpu_count() or 1
+    one, all_cores = "kernel, 1 thread", f"kernel, {cores} threads, as many times the rows"
+    works: dict[str, Callable[[], object]] = {one: lambda: together(1), "NumPy, all cores": peer}
+    if cores > 1:
+        works[all_cores] = lambda: together(cores)
+    times = in_turn(works, rounds=setting.rounds)
+    if cores > 1:
+        times[all_cores] = [value / cores for value in times[all_cores]]
+    findings.peer("NumPy", version=np.__version__, how="two products in float32; memmap")
+    rows = [[name, values, [n / s / 1e6 for s in values]] for name, values in times.items()]
+    findings.table(
+        f"Loss and gradient of a linear head, {DIM} features, {len(CLASSES)} classes",
+        ["", f"s for {n:,} rows", "million rows a second"], rows,
+    )  # fmt: skip
+    best = all_cores if cores > 1 else one
+    findings.ratio(
+        "NumPy / kernel, both with all cores, loss and gradient", times[best],
+        times["NumPy, all cores"],
+    )  # fmt: skip
 
-    cores = len(os.sched_getaffinity(0))
-    print(
-        f"loss and gradient of a linear head, {DIM} features, {k} classes, million rows a second:"
+
+def reading(findings: Findings, setting: Setting, path: Path) -> None:
+    """Open, scan and verify."""
+    size = path.stat().st_size
+    rows: list[list[str | list[float]]] = []
+
+    def line(name: str, seconds: list[float], *, whole: bool = True) -> None:
+        rows.append([name, seconds, [size / s / 1e9 for s in seconds] if whole else "–"])
+
+    def opened(mode: str) -> None:
+        formats.open_container(path, mode=mode).close()
+
+    times = in_turn(
+        {f"open ({mode})": lambda mode=mode: opened(mode) for mode in ("mmap", "read")},  # type: ignore[misc]
+        rounds=setting.rounds,
     )
-    for n_threads in sorted({1, cores}):
-        seconds = best(lambda: together(ours, n_threads))  # noqa: B023
-        print(f"  {f'kernel, {n_threads} thread(s)':42}{n_threads * n / seconds / 1e6:9.2f}")
-    print(f"  {'NumPy in float32, as many as it takes':42}{n / best(peer) / 1e6:9.2f}")
+    for name, values in times.items():
+        line(name, values, whole=False)
+    with (
+        formats.open_container(path, mode="mmap") as mapped,
+        formats.open_container(path, mode="read") as read,
+    ):
+        plain = memmap_of(mapped, path)
+
+        def scan_plain() -> None:
+            for start in range(0, len(plain), PIECE_ROWS):
+                plain[start : start + PIECE_ROWS].astype(np.float32)
+
+        cold: list[float] = []
+        for _ in range(min(setting.rounds, LONG_ROUNDS)):
+            forget(path)
+            start = time.perf_counter()
+            scan(read)
+            cold.append(time.perf_counter() - start)
+        line("scan (read), dropped from the system's cache before", cold)
+        times = in_turn(
+            {
+                "scan (mmap)": lambda: scan(mapped),
+                "scan (read)": lambda: scan(read),
+                "scan, NumPy memmap": scan_plain,
+                "verify": read.verify,
+            },
+            rounds=setting.rounds,
+        )
+        for name, values in times.items():
+            line(name, values)
+        findings.ratio(
+            "NumPy memmap / ours (mmap), scan as float32",
+            times["scan (mmap)"], times["scan, NumPy memmap"],
+        )  # fmt: skip
+    findings.table(f"Reading {size / 1e9:.3g} GB", ["", "s", "GB/s of the file"], rows)
 
 
-def main() -> None:
-    """Measure, and print what was found."""
-    options = argparse.ArgumentParser(prog="python -m bench.bench_big", description=__doc__)
-    options.add_argument("folder", type=Path, help="where the container is made")
-    options.add_argument("--rows", type=int, default=500_000)
-    options.add_argument("--unmarked", action="store_true", help="no train, valid and test marks")
-    options.add_argument("--head", choices=("linear", "mlp"), default="linear")
-    options.add_argument("--cv", help="folds of engine.train --cv")
-    arguments = options.parse_args()
-    kernel()
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        path, head = Path(folder) / "big.hilum", Path(folder) / "big.safetensors"
-        print(f"{arguments.rows} rows of {DIM} x f16:")
-        write(path, arguments.rows, marked=not arguments.unmarked)
-        size = path.stat().st_size
-        for mode in ("mmap", "read"):
-            with said(f"open ({mode})"):
-                container = formats.open_container(path, mode=mode)
-            with container:
-                forget(path)
-                with said(f"scan ({mode}), from the disk", size):
-                    scan(container)
-                with said(f"scan ({mode}), from the system's cache", size):
-                    scan(container)
-                if mode == "read":
-                    with said("verify", size):
-                        container.verify()
-        more = ["--head", arguments.head, *(["--cv", arguments.cv] if arguments.cv else [])]
-        command("train", str(path), "-o", str(head), *more)
-        command("evaluate", str(head), str(path))
-
-
-if __name__ == "__main__":
-    main()
+def measure(setting: Setting) -> Findings:
+    """Write the container, read it, train from it, judge the head."""
+    if not hasattr(os, "wait4"):
+        raise Missing("the peak memory of a child needs wait4; run this stage on Linux or macOS")
+    findings = Findings(setting)
+    n_rows, long = setting.size(500_000, 5000), min(setting.rounds, LONG_ROUNDS)
+    kernel(findings, setting)
+    path, head = setting.work / "big.hilum", setting.work / "big.safetensors"
+    writing = []
+    for _ in range(long):
+        path.unlink(missing_ok=True)
+        writing.append(write(path, n_rows))
+    size = path.stat().st_size
+    findings.table(
+        f"Writing {n_rows:,} rows of {DIM} x f16", ["", "s", "GB/s"],
+        [["write and seal", writing, [size / s / 1e9 for s in writing]]],
+        note="Features given; drawing them is not counted.",
+    )  # fmt: skip
+    reading(findings, setting, path)
+    commands = {
+        "engine.train": ["engine.train", str(path), "-o", str(head)],
+        "engine.evaluate": ["engine.evaluate", str(head), str(path)],
+    }
+    rows = []
+    peaks: dict[str, list[float]] = {}
+    for name, arguments in commands.items():
+        found = [run_process([sys.executable, "-m", *arguments, "--quiet"]) for _ in range(long)]
+        peaks[name] = [one["peak_mib"] for one in found]
+        wall, cpu = ([one[key] / 1e3 for one in found] for key in ("wall_ms", "cpu_ms"))
+        rows.append([name, wall, cpu, peaks[name]])
+    findings.table("Whole processes", ["", "wall, s", "CPU, s", "peak, MiB"], rows)
+    whole = n_rows * DIM * 4 / 2**20
+    findings.figure("peak of engine.train", peaks["engine.train"], asked="< 600", unit="MiB")
+    findings.figure("peak of engine.evaluate", peaks["engine.evaluate"], unit="MiB")
+    findings.ratio("features as float32 / peak of engine.train", peaks["engine.train"], whole)
+    findings.chart(
+        "Peak memory", {**peaks, "the features as float32": whole},
+        unit="MiB, lower is better", ours=tuple(peaks), limit=("asked", 600.0),
+    )  # fmt: skip
+    return findings

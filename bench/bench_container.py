@@ -1,14 +1,16 @@
 """Reading, verifying and writing a container, against other ways to keep the same numbers.
 
+python -m bench container [--rounds N] [--quick]
 python -m pytest bench/bench_container.py -s
 
-One payload, 100,000 x 1,280 float16 with a label for each row (HILUM_BENCH_ROWS for another number
-of rows), in the page cache, and every way in each round, so that a noisy machine disturbs all
-alike; medians. What was read is compared with what was written. Other ways: extra ``bench``,
-and PyTorch where it is installed; those that are missing are named.
+One payload, 100,000 x 1,280 float16 with a label for each row, in the page cache, and every way in
+each round, so that a noisy machine disturbs all alike. What was read is compared with what was
+written. Other ways: extra ``bench``, and PyTorch where it is installed; those that are missing are
+named. 2.4 GB are written to the temporary folder.
 
 *Mapped* ways read the file when rows are asked for. *Loaded* ways read all of it when they open:
-they pay in the first row of the table, and have the rows in their own memory afterwards.
+they pay when they open, and have the rows in their own memory afterwards. Opening our container
+checks all but the features: header, notes, and every column with its checksum.
 """
 
 from __future__ import annotations
@@ -17,10 +19,8 @@ import hashlib
 import importlib
 import os
 import pickle
-import random
 import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,26 @@ import pytest
 from numpy.typing import NDArray
 
 import formats
+from bench.stages import Findings, Setting, Stage, in_turn, version_of
 
-ROWS, DIM = int(os.environ.get("HILUM_BENCH_ROWS", "100000")), 1280
+STAGE = Stage(
+    name="container",
+    title="Reading and writing a container",
+    asks=[
+        "At or ahead of the best of the others in every row: open and first batch, full scan, "
+        "shuffled batches of 256, random single rows.",
+        "Scan at least 0.95 of a plain memmap copy; open no slower than safetensors.",
+        "verify at least 1.5 GB/s; writing at least 0.7 of the rate of disk or memory, whichever "
+        "is lower; open and first row at most 2 ms.",
+    ],
+    order=42,
+)
+N_ROWS, QUICK_ROWS, DIM = 100_000, 4000, 1280
 CLASSES = ["normal", "bacterial", "viral"]
 BATCH = 256
-SINGLE_ROWS = 2000
-ROUNDS = 7
+N_SINGLE = 2000
 DIGEST = "0" * 64
+EMBEDDED = Path(formats.__file__).parents[1] / "engine" / "demonstration" / "pneumonia.hilum"
 NOTES = {
     "format": "hilum-notes",
     "version": 1,
@@ -45,21 +58,22 @@ NOTES = {
     "preprocessing": {"version": 1},
     "blocks": [{"tap": "final", "pooling": "mean", "offset": 0, "width": DIM}],
 }
+Works = dict[str, Callable[[], object]]
 
 
 class Truth:
     """The payload in memory, and orders to read it in."""
 
-    def __init__(self) -> None:
+    def __init__(self, n_rows: int) -> None:
         rng = np.random.default_rng(0)
-        self.features = np.empty((ROWS, DIM), np.float16)
-        for start in range(0, ROWS, 10_000):
+        self.features = np.empty((n_rows, DIM), np.float16)
+        for start in range(0, n_rows, 10_000):
             part = self.features[start : start + 10_000]
             part[...] = rng.standard_normal(part.shape, np.float32)
-        self.labels = rng.integers(0, len(CLASSES), ROWS).astype(np.uint16)
-        order = rng.permutation(ROWS)
-        self.batches = [order[i : i + BATCH] for i in range(0, ROWS, BATCH)]
-        self.single = rng.integers(0, ROWS, SINGLE_ROWS).tolist()
+        self.labels = rng.integers(0, len(CLASSES), n_rows).astype(np.uint16)
+        order = rng.permutation(n_rows)
+        self.batches = [order[i : i + BATCH] for i in range(0, n_rows, BATCH)]
+        self.single = rng.integers(0, n_rows, N_SINGLE).tolist()
 
 
 # ---- the ways ----------------------------------------------------------------------------------
@@ -327,237 +341,281 @@ WAYS: tuple[type[Way], ...] = (
     Torch,
 )
 
-# ---- the payload -------------------------------------------------------------------------------
+HOW = {
+    "safetensors": "safe_open and get_slice; loaded: load_file",
+    "h5py": "contiguous, no compression",
+    "pyarrow": "fixed-size lists, row groups of 8,192, no compression, memory map",
+    "torch": "torch.load(weights_only=True), with and without mmap",
+}
+
+# ---- the comparisons -----------------------------------------------------------------------------
+
+
+class Payload:
+    """The payload, kept in every way that can be had here, and what is compared on it.
+
+    Parameters
+    ----------
+    n_rows : int
+        How large.
+    folder : Path
+        Gets the files.
+    """
+
+    def __init__(self, n_rows: int, folder: Path) -> None:
+        self.truth, self.folder = Truth(n_rows), folder
+        self.paths: dict[type[Way], Path] = {}
+        self.missing: dict[str, str] = {}
+        for kind in WAYS:
+            try:
+                if kind.package is not None:
+                    importlib.import_module(kind.package)
+            except ImportError:
+                extra = "torch" if kind.package == "torch" else "hilum[bench]"
+                self.missing[kind.name] = f"{kind.package} is not installed: pip install {extra}"
+                continue
+            path = folder / f"payload{kind.suffix}"
+            if not path.exists():
+                kind().write(path, self.truth)
+            self.paths[kind] = path
+
+    @property
+    def container(self) -> Path:
+        return self.paths[Hilum]
+
+    def _each(self, work: Callable[[Way], Callable[[], object]]) -> Works:
+        """Make a work of every way, with its file open."""
+        works = {}
+        for kind, path in self.paths.items():
+            way = kind()
+            way.open(path)
+            works[way.name] = work(way)
+        return works
+
+    def opening(self, what: type | None) -> Works:
+        """From nothing to 256 rows and their labels of a dtype; None: to the open file."""
+        labels, features = self.truth.labels, self.truth.features
+
+        def work(way: Way, path: Path) -> Callable[[], None]:
+            def run() -> None:
+                way.open(path)
+                if what is not None:
+                    X, y = way.first_batch(what)
+                    if y[0] != labels[0] or X[-1, -1] != features[BATCH - 1, -1]:
+                        raise RuntimeError(f"{way.name}: what was read is not what was written")
+                way.close()
+
+            return run
+
+        return {kind.name: work(kind(), path) for kind, path in self.paths.items()}
+
+    def scanning(self) -> Works:
+        """All features, as stored, into memory of the caller's own; loaded ways copy theirs."""
+
+        def work(way: Way) -> Callable[[], object]:
+            _same(way.scan(), self.truth.features, way)
+            return way.scan
+
+        return self._each(work)
+
+    def shuffling(self, dtype: type) -> Works:
+        """One epoch of 256 random rows at a time, from an open file; loading is not counted."""
+
+        def work(way: Way) -> Callable[[], object]:
+            read = way.batch if dtype is np.float16 else way.batch_float32
+            for rows in self.truth.batches[:3]:
+                _same(read(rows), self.truth.features[rows], way)
+
+            def run() -> None:
+                for rows in self.truth.batches:
+                    read(rows)
+
+            return run
+
+        return self._each(work)
+
+    def single(self) -> Works:
+        """2,000 times one random row as an array, from an open file; loading is not counted."""
+
+        def work(way: Way) -> Callable[[], object]:
+            for row in self.truth.single[:3]:
+                _same(way.row(row), self.truth.features[row], way)
+            out = np.empty(DIM, np.float16)
+
+            def run() -> None:
+                for row in self.truth.single:
+                    out[:] = way.row(row)
+
+            return run
+
+        return self._each(work)
+
+    def copying(self) -> Works:
+        """A scan through our view, and through a plain memmap of the same bytes of one file."""
+        features = formats.open_container(self.container).features
+        stored = self.truth.features
+        plain = np.memmap(self.container, np.float16, "r", offset=4096, shape=stored.shape)
+        out = np.empty_like(stored)
+        return {
+            "hilum": lambda: np.copyto(out, features),
+            "plain memmap": lambda: np.copyto(out, plain),
+        }
+
+    def verifying(self) -> Works:
+        """SHA-256, CRC-32C and a look at each value, beside SHA-256 of the same bytes in memory."""
+        container, data = formats.open_container(self.container), self.container.read_bytes()
+        return {
+            "hilum": container.verify,
+            "SHA-256 alone": lambda: hashlib.sha256(data).digest(),
+        }
+
+    def writing(self) -> Works:
+        """The whole way to a sealed file, beside the same bytes in 4 MiB pieces, one fdatasync."""
+        data = self.container.read_bytes()
+        copied = bytearray(len(data))
+        target, plain = self.folder / "written.hilum", self.folder / "plain"
+
+        def sequential() -> None:
+            plain.unlink(missing_ok=True)
+            descriptor = os.open(plain, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+            view = memoryview(data)
+            for start in range(0, len(data), 4 << 20):
+                os.write(descriptor, view[start : start + (4 << 20)])
+            getattr(os, "fdatasync", os.fsync)(descriptor)
+            os.close(descriptor)
+
+        def container() -> None:
+            target.unlink(missing_ok=True)
+            Hilum().write(target, self.truth)
+
+        def copy() -> None:
+            copied[:] = data
+
+        return {"hilum": container, "sequential fdatasync": sequential, "copy in memory": copy}
+
+
+def _same(found: NDArray[Any], wanted: NDArray[Any], way: Way) -> None:
+    if not np.array_equal(found, wanted):
+        raise RuntimeError(f"{way.name}: what was read is not what was written")
+
+
+# Heading, what is compared, and how many times the rounds: what takes milliseconds is noisier.
+READING: Mapping[str, tuple[Callable[[Payload], Works], int]] = {
+    "open": (lambda payload: payload.opening(None), 3),
+    "open and first batch, as stored": (lambda payload: payload.opening(np.float16), 3),
+    "open and first batch, float32": (lambda payload: payload.opening(np.float32), 3),
+    "full scan": (Payload.scanning, 1),
+    "shuffled batches, as stored": (lambda payload: payload.shuffling(np.float16), 1),
+    "shuffled batches, float32": (lambda payload: payload.shuffling(np.float32), 1),
+    "2,000 random single rows": (Payload.single, 1),
+}
+OTHERS: Mapping[str, Callable[[Payload], Works]] = {
+    "scan of the view": Payload.copying,
+    "verify": Payload.verifying,
+    "write": Payload.writing,
+}
+
+
+def first_row() -> None:
+    """Open the embedded container, whose features are of 720 real X-rays, and read a row."""
+    with formats.open_container(EMBEDDED) as container:
+        container.read_rows(slice(0, 1))
+
+
+def measure(setting: Setting) -> Findings:
+    findings = Findings(setting)
+    payload = Payload(setting.size(N_ROWS, QUICK_ROWS), setting.work)
+    for kind in payload.paths:
+        if kind.package is not None:
+            version = version_of(kind.package) or "?"
+            findings.peer(kind.name, version=version, how=HOW[kind.package])
+    for name, reason in payload.missing.items():
+        findings.missing(name, reason)
+    found: dict[str, dict[str, list[float]]] = {}
+    for title, (works, factor) in READING.items():
+        found[title] = in_turn(works(payload), rounds=factor * setting.rounds)
+        times = found[title]
+        others = [name for name in times if name != "hilum"]
+        best = min(others, key=lambda name: statistics.median(times[name]))
+        if title == "open":
+            if "safetensors" in times:
+                findings.ratio(
+                    "open, ours / safetensors", times["hilum"], times["safetensors"],
+                    asked="<= 1", better="lower",
+                    note="safetensors reads a header and checks nothing",
+                )  # fmt: skip
+        else:
+            findings.ratio(f"{title}, best other ({best}) / ours", times["hilum"], times[best],
+                           asked=">= 1")  # fmt: skip
+    rows = [
+        [name, *([1e3 * s for s in times[name]] for times in found.values())]
+        for name in found["open"]
+    ]
+    findings.table(
+        f"Reading {len(payload.truth.labels):,} rows of {DIM:,} float16",
+        ["ms", *found], rows, note="Batches of 256; one epoch of them.",
+    )  # fmt: skip
+    for title, wanted in (
+        ("Open and first batch of 256 rows", "open and first batch"),
+        ("One epoch of shuffled batches of 256 rows", "shuffled batches"),
+    ):
+        charted = {
+            key.rpartition(", ")[2]: {name: [1e3 * s for s in own] for name, own in times.items()}
+            for key, times in found.items()
+            if key.startswith(wanted)
+        }
+        findings.chart(title, charted, unit="ms, lower is better", ours=("hilum",), log=True)
+    n_bytes = payload.container.stat().st_size
+    rates: dict[str, dict[str, list[float]]] = {}
+    for title, make in OTHERS.items():
+        times = in_turn(make(payload), rounds=setting.rounds)
+        rates[title] = {name: [n_bytes / s / 1e9 for s in own] for name, own in times.items()}
+        if title == "scan of the view":
+            findings.ratio("scan of the view, plain memmap / ours", times["hilum"],
+                           times["plain memmap"], asked=">= 0.95")  # fmt: skip
+        elif title == "verify":
+            findings.figure("verify", rates[title]["hilum"], asked=">= 1.5", unit="GB/s")
+        else:
+            slower = [
+                max(pair)
+                for pair in zip(times["sequential fdatasync"], times["copy in memory"], strict=True)
+            ]
+            findings.ratio("write, the slower of disk and memory / ours", times["hilum"], slower,
+                           asked=">= 0.7")  # fmt: skip
+    opened = in_turn({"": first_row}, rounds=3 * setting.rounds)[""]
+    findings.figure("open and first row, embedded container", [1e3 * s for s in opened],
+                    asked="<= 2", unit="ms")  # fmt: skip
+    findings.table(
+        "Rates", ["", "way", "GB/s"],
+        [[title, name, own] for title, ways in rates.items() for name, own in ways.items()],
+    )  # fmt: skip
+    findings.chart("Scan, verification and writing", rates, unit="GB/s, higher is better",
+                   ours=("hilum",))  # fmt: skip
+    return findings
 
 
 @pytest.fixture(scope="module")
-def truth() -> Truth:
-    return Truth()
-
-
-@pytest.fixture(scope="module")
-def large(truth: Truth, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """256 MB of features, more than any cache holds."""
-    path = tmp_path_factory.mktemp("large") / "large.hilum"
-    Hilum().write(path, truth)
-    yield path
-    path.unlink()
-
-
-@pytest.fixture(scope="module")
-def files(
-    truth: Truth, large: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[type[Way], Path]]:
-    """The payload in every way that can be had here; the others are named."""
-    folder = tmp_path_factory.mktemp("ways")
-    found: dict[type[Way], Path] = {}
-    for kind in WAYS:
-        try:
-            if kind.package is not None:
-                importlib.import_module(kind.package)
-        except ImportError:
-            print(f"\nMISSING: {kind.package}, so {kind.name} is not measured", end="")
-            continue
-        path = large if kind is Hilum else folder / f"payload{kind.suffix}"
-        if not path.exists():
-            kind().write(path, truth)
-        found[kind] = path
-    yield found
+def payload(setting: Setting) -> Iterator[Payload]:
+    folder = setting.work / "container"
+    folder.mkdir()
+    payload = Payload(setting.size(N_ROWS, QUICK_ROWS), folder)
+    for name, reason in payload.missing.items():
+        print(f"\nnot measured: {name}: {reason}", end="")
+    yield payload
     for path in folder.iterdir():
         path.unlink()
 
 
-def seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+@pytest.mark.parametrize("title", [*READING, *OTHERS])
+def test_container(benchmark: Any, payload: Payload, setting: Setting, title: str) -> None:
+    works = READING[title][0](payload) if title in READING else OTHERS[title](payload)
+    times = in_turn(works, rounds=setting.rounds)
+    print(f"\n\n{title}, median of {setting.rounds}, ms:")
+    for name, own in sorted(times.items(), key=lambda item: statistics.median(item[1])):
+        benchmark.extra_info[name] = round(1e3 * statistics.median(own), 3)
+        print(f"  {name:<24}{1e3 * statistics.median(own):>12.3f}{1e3 * min(own):>12.3f}")
+    benchmark.pedantic(works["hilum"], rounds=3)
 
 
-def compare(
-    title: str, works: dict[str, Callable[[], object]], benchmark: Any, *, rounds: int = ROUNDS
-) -> dict[str, float]:
-    """Time all of them in turn; print medians, and how far the best of the others is."""
-    times: dict[str, list[float]] = {name: [] for name in works}
-    draw = random.Random(0)
-    for number in range(rounds + 1):
-        # in another order each round: threads of PyTorch spin on for a while after their work
-        for name, work in draw.sample(list(works.items()), len(works)):
-            taken = seconds(work)
-            if number:  # the first round warms up
-                times[name].append(taken)
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    ours, *others = medians
-    best = min(others, key=medians.__getitem__)
-    ratio = medians[best] / medians[ours]
-    print(f"\n\n{title}: best of the others is {best}, its time / ours {ratio:.2f}")
-    print(f"  {'':<24}{'median ms':>12}{'least ms':>12}{'ours / it':>12}")
-    for name, median in sorted(medians.items(), key=lambda item: item[1]):
-        least = min(times[name])
-        share = medians[ours] / median
-        print(f"  {name:<24}{median * 1e3:>12.3f}{least * 1e3:>12.3f}{share:>12.2f}")
-    benchmark.extra_info["milliseconds"] = {k: round(v * 1e3, 3) for k, v in medians.items()}
-    benchmark.extra_info["best_other_to_ours"] = round(ratio, 3)
-    benchmark.pedantic(works[ours], rounds=3)
-    return medians
-
-
-# ---- reading -----------------------------------------------------------------------------------
-
-
-def test_open_and_first_row(benchmark: Any, container_path: Path) -> None:
-    def first_row() -> None:
-        with formats.open_container(container_path) as container:
-            container.read_rows(slice(0, 1))
-
+def test_open_and_first_row(benchmark: Any) -> None:
     benchmark(first_row)
-
-
-@pytest.mark.parametrize("what", ["nothing", "as stored", "float32"])
-def test_open_and_first_batch(
-    benchmark: Any, files: dict[type[Way], Path], truth: Truth, what: str
-) -> None:
-    """From nothing to 256 rows and their labels; ours has checked all but the features then."""
-
-    def work(kind: type[Way], path: Path) -> Callable[[], object]:
-        way = kind()
-
-        def run() -> None:
-            way.open(path)
-            if what != "nothing":
-                X, y = way.first_batch(np.float32 if what == "float32" else np.float16)
-                assert y[0] == truth.labels[0]
-                assert X[-1, -1] == truth.features[BATCH - 1, -1]
-            way.close()
-
-        return run
-
-    works = {kind.name: work(kind, path) for kind, path in files.items()}
-    compare(f"open and first batch: {what}", works, benchmark, rounds=21)
-
-
-def opened(files: dict[type[Way], Path]) -> list[Way]:
-    ways = []
-    for kind, path in files.items():
-        way = kind()
-        way.open(path)
-        ways.append(way)
-    return ways
-
-
-def test_scan_into_memory(benchmark: Any, files: dict[type[Way], Path], truth: Truth) -> None:
-    """All features, as stored, into memory of the caller's own; loaded ways copy theirs."""
-    ways = opened(files)
-    for way in ways:
-        assert np.array_equal(way.scan(), truth.features), way.name
-    compare("scan", {way.name: way.scan for way in ways}, benchmark)
-
-
-@pytest.mark.parametrize("what", ["as stored", "float32"])
-def test_shuffled_batches(
-    benchmark: Any, files: dict[type[Way], Path], truth: Truth, what: str
-) -> None:
-    """One epoch of 256 random rows at a time, from an open file; loading is not counted."""
-    ways = opened(files)
-
-    def work(way: Way) -> Callable[[], object]:
-        read = way.batch if what == "as stored" else way.batch_float32
-        for rows in truth.batches[:3]:
-            assert np.array_equal(read(rows), truth.features[rows]), way.name
-
-        def run() -> None:
-            for rows in truth.batches:
-                read(rows)
-
-        return run
-
-    compare(f"shuffled batches: {what}", {way.name: work(way) for way in ways}, benchmark)
-
-
-def test_random_rows(benchmark: Any, files: dict[type[Way], Path], truth: Truth) -> None:
-    """2000 times one random row as an array, from an open file; loading is not counted."""
-    ways = opened(files)
-
-    def work(way: Way) -> Callable[[], object]:
-        for row in truth.single[:3]:
-            assert np.array_equal(way.row(row), truth.features[row]), way.name
-        out = np.empty(DIM, np.float16)
-
-        def run() -> None:
-            for row in truth.single:
-                out[:] = way.row(row)
-
-        return run
-
-    compare("random single rows", {way.name: work(way) for way in ways}, benchmark)
-
-
-def test_scan(benchmark: Any, large: Path) -> None:
-    """Pairs of scans in turn, so that a noisy machine disturbs both alike."""
-    container = formats.open_container(large)
-    plain = np.memmap(large, np.float16, "r", offset=4096, shape=(ROWS, DIM))
-    out = np.empty((ROWS, DIM), np.float16)
-
-    def copy(source: NDArray[Any]) -> float:
-        return seconds(lambda: np.copyto(out, source))
-
-    copy(plain)
-    ratios = []
-    for _ in range(15):
-        mine = copy(container.features)
-        ratios.append(copy(plain) / mine)
-    benchmark.extra_info["bandwidth_ratio_to_memmap"] = round(statistics.median(ratios), 3)
-    benchmark.pedantic(lambda: np.copyto(out, container.features), rounds=5)
-    print(f"\n\nscan bandwidth / plain memmap: median {statistics.median(ratios):.3f}")
-
-
-# ---- verifying and writing ---------------------------------------------------------------------
-
-
-def test_verify(benchmark: Any, large: Path) -> None:
-    """SHA-256, CRC-32C and a look at each value, beside SHA-256 alone of bytes in memory."""
-    container = formats.open_container(large)
-    data = large.read_bytes()
-    medians = compare(
-        "verify",
-        {"hilum verify": container.verify, "SHA-256 alone": lambda: hashlib.sha256(data).digest()},
-        benchmark,
-    )
-    for name, median in medians.items():
-        print(f"  {name:<24}{len(data) / median / 1e9:>12.2f} GB/s")
-
-
-def test_write(benchmark: Any, large: Path, truth: Truth, tmp_path: Path) -> None:
-    """The whole way to a sealed file, beside the same bytes in 4 MiB pieces with one fdatasync."""
-    data = large.read_bytes()
-    copied = bytearray(len(data))
-    target, plain = tmp_path / "w.hilum", tmp_path / "plain"
-
-    def sequential() -> None:
-        plain.unlink(missing_ok=True)
-        descriptor = os.open(plain, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-        view = memoryview(data)
-        for start in range(0, len(data), 4 << 20):
-            os.write(descriptor, view[start : start + (4 << 20)])
-        getattr(os, "fdatasync", os.fsync)(descriptor)
-        os.close(descriptor)
-
-    def container() -> None:
-        target.unlink(missing_ok=True)
-        Hilum().write(target, truth)
-
-    def copy() -> None:
-        copied[:] = data
-
-    medians = compare(
-        "write",
-        {"hilum write": container, "sequential fdatasync": sequential, "copy in memory": copy},
-        benchmark,
-    )
-    for name, median in medians.items():
-        print(f"  {name:<24}{len(data) / median / 1e9:>12.2f} GB/s")
-    slower = max(medians["sequential fdatasync"], medians["copy in memory"])
-    share = slower / medians["hilum write"]
-    benchmark.extra_info["share_of_disk_or_memory"] = round(share, 3)
-    print(f"  share of the disk's or memory's rate, whichever is lower: {share:.2f}")
-    with formats.open_container(target) as written:
-        assert np.array_equal(written.features, truth.features)

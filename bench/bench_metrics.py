@@ -1,12 +1,17 @@
 """Figures with intervals of 10,000 rows, against a plain NumPy bootstrap of one of them.
 
 python -m pytest bench/bench_metrics.py -s
+python -m bench metrics
+
+NumPy computes the AUROC alone, ours every figure. The peer's time is that of ten draws, multiplied:
+its draws are alike. Ratios are of CPU time, because ours takes all cores and the peer one.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,8 +19,18 @@ import pytest
 from numpy.typing import NDArray
 
 from bench.conftest import cpu_seconds
+from bench.stages import Findings, Setting, Stage, in_turn
 from engine.metrics import DRAWS, evaluate_predictions
 
+STAGE = Stage(
+    "metrics",
+    "Figures with intervals",
+    [
+        "What do bootstrap intervals over patients cost, beside a plain NumPy bootstrap?",
+        "2,000 draws of 10,000 rows: less than 2 s.",
+    ],
+    order=48,
+)
 N_ROWS, N_GROUPS = 10_000, 7_000
 ROUNDS = 3
 # Draws that the peer is timed with; its time is proportional to them.
@@ -62,27 +77,69 @@ def _peer(p: NDArray[np.float64], labels: NDArray[Any], groups: NDArray[Any], dr
     np.percentile(found, [2.5, 97.5], axis=0)
 
 
-@pytest.mark.parametrize("task", ["multilabel, 14 labels", "softmax, 3 classes"])
-def test_figures_with_intervals(benchmark: Any, task: str) -> None:
+TASKS = ("multilabel, 14 labels", "softmax, 3 classes")
+
+
+def _works(task: str, peer_draws: int = PEER_DRAWS) -> dict[str, Callable[[], None]]:
     p, labels = _multilabel() if task.startswith("multilabel") else _softmax()
     groups = np.random.default_rng(1).integers(0, N_GROUPS, N_ROWS)
     groups = np.unique(groups, return_inverse=True)[1]
     names = [str(c) for c in range(p.shape[1])]
+    evaluate_predictions(p, labels, groups, names, draws=64)  # compiles
+    return {
+        "every figure, ours": lambda: _evaluate(p, labels, groups, names),
+        "AUROC alone, NumPy": lambda: _peer(p, labels, groups, peer_draws),
+    }
 
-    def mine() -> None:
-        evaluate_predictions(p, labels, groups, names)
 
-    evaluate_predictions(p, labels, groups, names, draws=64)
+def _evaluate(*arguments: Any) -> None:
+    evaluate_predictions(*arguments)
+
+
+def measure(setting: Setting) -> Findings:
+    findings = Findings(setting)
+    draws = setting.size(PEER_DRAWS, 2)
+    findings.peer("NumPy", version=np.__version__, how=f"{draws} draws, time x {DRAWS / draws:g}")
+    charted, walls = {}, {}
+    for task in TASKS:
+        (ours, mine), (peer, theirs) = _works(task, draws).items()
+        wall: list[float] = []
+
+        def timed(mine: Callable[[], None] = mine, wall: list[float] = wall) -> None:
+            start = time.perf_counter()
+            mine()
+            wall.append(time.perf_counter() - start)
+
+        costs = in_turn(
+            {ours: timed, peer: theirs}, rounds=setting.rounds, warm_up=0, clock=time.process_time
+        )
+        costs[peer] = [value * DRAWS / draws for value in costs[peer]]
+        findings.figure(f"{ours}, {task}, wall time", wall, asked="< 2", unit="s")
+        findings.ratio(f"{peer} / {ours}, {task}, CPU time", costs[ours], costs[peer])
+        charted[task], walls[task] = costs, wall
+    rows = [[task, walls[task], *bars.values()] for task, bars in charted.items()]
+    columns = ["task", "ours, s", *(f"{name}, s of CPU" for name in charted[TASKS[0]])]
+    findings.table(f"{N_ROWS:,} rows, {DRAWS:,} draws", columns, rows)
+    findings.chart(
+        f"{DRAWS:,} bootstrap draws of {N_ROWS:,} rows", charted,
+        unit="s of CPU, lower is better", ours=("every figure, ours",), log=True,
+    )  # fmt: skip
+    return findings
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_figures_with_intervals(benchmark: Any, task: str) -> None:
+    mine, peer_work = _works(task).values()
     ratios, seconds = [], []
     for _ in range(ROUNDS):
         start = time.perf_counter()
         own = cpu_seconds(mine)
         seconds.append((time.perf_counter() - start, own))
-        peer = cpu_seconds(lambda: _peer(p, labels, groups, PEER_DRAWS)) * DRAWS / PEER_DRAWS
+        peer = cpu_seconds(peer_work) * DRAWS / PEER_DRAWS
         ratios.append(peer / own)
     wall, cpu = (statistics.median(column) for column in zip(*seconds, strict=True))
     print(
-        f"\n{task}, {N_ROWS} rows of {groups.max() + 1} patients, {DRAWS} draws, every figure: "
+        f"\n{task}, {N_ROWS} rows, {DRAWS} draws, every figure: "
         f"{wall:.2f} s, {cpu:.2f} s of CPU; NumPy, AUROC alone (from {PEER_DRAWS} draws): "
         f"{statistics.median(ratios) * cpu:.1f} s of CPU, {statistics.median(ratios):.1f} times"
     )

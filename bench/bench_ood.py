@@ -1,19 +1,20 @@
-"""Which pictures a head refuses: held-out chest X-rays, altered ones, and strangers in folders.
+"""Which pictures a head refuses: held-out chest X-rays, altered ones, and strangers.
 
-python -m bench.bench_ood --chest FOLDER --strangers FOLDER/photographs FOLDER/text [--compare]
+python -m bench ood [--data FOLDER]
 
-The chest folder holds ``labels.csv`` (file, label, patient) and the images; without it, the
-embedded container is judged, and nothing is altered. Each of five parts of the patients is judged
-by a model fitted to the other four, which never sees a stranger; altered pictures are those of the
-part that is left out. Nothing here chooses anything.
+Each of five parts of the patients is judged by a model fitted to the other four, which never sees a
+stranger; altered pictures are those of the part that is left out. A round is another division into
+parts. Nothing here chooses anything.
+
+Without data, the embedded container is judged (its features are of real X-rays), strangers are
+drawn, and nothing is altered, because its pictures are not there. With data, the chest X-rays are
+those of ``labels.csv`` (file, label, patient), and each folder in ``strangers`` is one more kind of
+stranger, as are the adults of the folder ``covid``.
 """
 
 from __future__ import annotations
 
-import argparse
-import csv
 import io
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import engine
+from bench.stages import Findings, Missing, Setting, Stage, version_of
 from engine.features import feature_vectors
 from engine.images import Preprocessing
 from engine.metrics import wilson
@@ -34,6 +36,16 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 Score = Callable[[F32], F64]
 EMBEDDED = Path(engine.__file__).parent / "demonstration" / "pneumonia.hilum"
+STAGE = Stage(
+    "ood",
+    "Which pictures a head refuses",
+    [
+        "At least 98 % of held-out chest X-rays of the training source are kept.",
+        "Photographs, text pages, lateral views and other body parts are refused.",
+    ],
+    order=60,
+)
+HELD_OUT = "held-out chest X-rays"
 FOLDS = 5
 RATE = 0.01
 DRAWS = 2000
@@ -102,18 +114,17 @@ class Extractor:
         width = sum(block.width for block in self.blocks)
         return np.array(rows, np.float32).reshape(len(rows), width), len(found) - len(rows)
 
-    def altered(self, files: Sequence[Path], name: str) -> F32:
+    def altered(self, files: Sequence[Path], name: str, folder: Path) -> F32:
         """Features of pictures that were altered, in their order."""
         rng = np.random.default_rng(0)
-        with tempfile.TemporaryDirectory() as folder:
-            paths = []
-            for number, file in enumerate(files):
-                pixels = np.asarray(Image.open(file).convert("L"))
-                paths.append(Path(folder) / f"{number}.png")
-                Image.fromarray(np.ascontiguousarray(ALTERED[name](pixels, rng))).save(paths[-1])
-            rows, n_failed = self.features(paths)
+        paths = []
+        for number, file in enumerate(files):
+            pixels = np.asarray(Image.open(file).convert("L"))
+            paths.append(folder / f"{number}.png")
+            Image.fromarray(np.ascontiguousarray(ALTERED[name](pixels, rng))).save(paths[-1])
+        rows, n_failed = self.features(paths)
         if n_failed:
-            raise SystemExit(f"{n_failed} altered pictures ({name}) cannot be read")
+            raise RuntimeError(f"{n_failed} altered pictures ({name}) cannot be read")
         return rows
 
 
@@ -213,6 +224,8 @@ OTHERS = {
     "virtual logit (Wang)": _energy(64),
 }
 
+NEED_LOGITS = ("energy (Liu)", "virtual logit (Wang)")
+
 
 def _parts(patients: NDArray[Any], seed: int) -> NDArray[np.int64]:
     known, number = np.unique(patients, return_inverse=True)
@@ -232,7 +245,7 @@ def _other(
     """The same rule for the threshold, with another score."""
 
     def fitted(Z: F32, labels: NDArray[Any], patients: NDArray[Any]) -> tuple[Score, float]:
-        part = _parts(patients, 1)
+        part = _parts(patients, 1000)
         unseen = np.empty(len(Z))
         for number in range(FOLDS):
             out = part == number
@@ -265,7 +278,7 @@ def _interval(refused: NDArray[np.bool_], patients: NDArray[Any]) -> tuple[float
     return float(low), float(high)
 
 
-def measure(
+def refuse(
     X: F32,
     labels: NDArray[Any],
     patients: NDArray[Any],
@@ -273,6 +286,7 @@ def measure(
     altered: dict[str, F32],
     strangers: dict[str, F32],
     fit: Callable[[F32, NDArray[Any], NDArray[Any]], tuple[Score, float]],
+    seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
     """Refuse held-out rows, what became of them, and strangers; five parts by patient.
 
@@ -290,6 +304,8 @@ def measure(
         Features of other pictures.
     fit : callable
         Takes standardised features, labels and patients; returns a score and its threshold.
+    seed : int
+        Of the division into parts.
 
     Returns
     -------
@@ -297,9 +313,9 @@ def measure(
         For each kind ``n``, ``refused`` (share), ``auroc`` against held-out chest X-rays (mean
         over parts), and for rows of patients the flags ``rows``.
     """
-    part = _parts(patients, 0)
+    part = _parts(patients, seed)
     flags: dict[str, Any] = {
-        "held-out chest X-rays": np.zeros(len(X), np.bool_),
+        HELD_OUT: np.zeros(len(X), np.bool_),
         **{name: np.zeros(len(some), np.bool_) for name in altered},
     }
     shares: dict[str, list[float]] = {name: [] for name in strangers}
@@ -314,8 +330,10 @@ def measure(
 
         score, limit = fit(standard(X[~out]), labels[~out], patients[~out])
         known = score(standard(X[out]))
-        flags["held-out chest X-rays"][out] = known > limit
+        flags[HELD_OUT][out] = known > limit
         for name, rows in altered.items():
+            if not out[some].any():  # few pictures: none of this part was altered
+                continue
             found = score(standard(rows[out[some]]))
             flags[name][out[some]] = found > limit
             aurocs.setdefault(name, []).append(_auroc(known, found))
@@ -334,71 +352,144 @@ def measure(
     return result
 
 
-def _read_chest(folder: Path | None) -> tuple[F32 | None, NDArray[Any], NDArray[Any], list[Path]]:
-    if folder is None:
-        container = engine.open_container(EMBEDDED)
-        X, y = container.arrays()
-        return np.asarray(X, np.float32), np.asarray(y), np.asarray(container.groups), []
-    with (folder / "labels.csv").open(encoding="utf-8", newline="") as stream:
-        rows = list(csv.DictReader(stream))
-    files = [folder / row["file"] for row in rows]
-    labels, patients = (np.array([row[key] for row in rows]) for key in ("label", "patient"))
-    return None, labels, patients, files
+def _pictures(folder: Path, limit: int) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in KINDS)[:limit]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and print the tables."""
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--chest", type=Path, help="folder with labels.csv and the images")
-    options.add_argument("--strangers", type=Path, nargs="*", default=[], help="a folder per kind")
-    options.add_argument("--altered", type=int, default=150, metavar="N", help="pictures to alter")
-    options.add_argument("--compare", action="store_true", help="also other scores")
-    arguments = options.parse_args(argv)
-    extractor = Extractor()
-    X, labels, patients, files = _read_chest(arguments.chest)
-    if X is None:
-        X, n_failed = extractor.features(files)
-        if n_failed:
-            raise SystemExit(f"{n_failed} chest X-rays cannot be read")
-    some = np.sort(np.random.default_rng(0).permutation(len(files))[: arguments.altered])
-    chosen = [files[row] for row in some.tolist()]
-    altered = {name: extractor.altered(chosen, name) for name in ALTERED} if chosen else {}
-    strangers: dict[str, F32] = {}
-    for folder in arguments.strangers:
-        paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in KINDS)
+def _strangers(
+    findings: Findings, setting: Setting, extractor: Extractor, limit: int
+) -> dict[str, F32]:
+    """Draw strangers, and look for real ones."""
+    from engine.phantoms import STRANGERS, draw_phantom, draw_stranger, write_png
+
+    folder = setting.work / "drawn"
+    folder.mkdir()
+    n = setting.size(40, 4)
+    kinds = {
+        f"drawn: {kind}": [
+            write_png(draw_stranger(seed, kind), folder / f"{kind}{seed}.png") for seed in range(n)
+        ]
+        for kind in STRANGERS
+    }
+    kinds["drawn: frontal chest"] = [
+        write_png(draw_phantom(seed), folder / f"chest{seed}.png") for seed in range(n)
+    ]
+    real = []
+    if setting.data is not None:
+        if (setting.data / "strangers").is_dir():
+            real = sorted(path for path in (setting.data / "strangers").iterdir() if path.is_dir())
+        if (setting.data / "covid" / "images").is_dir():
+            kinds["adults, other hospitals"] = _pictures(setting.data / "covid", limit)
+    for place in real:
+        kinds[place.name] = _pictures(place, limit)
+    if not real:
+        findings.missing(
+            "photographs, text pages, other modalities",
+            "no folder strangers in that of --data, with a folder for each kind; none is handed on "
+            "with the program: engine/models/README.md names where they are from",
+        )
+    found = {}
+    for name, paths in kinds.items():
         rows, n_failed = extractor.features(paths)
         if n_failed:
-            print(f"{folder.name}: {n_failed} of {len(paths)} were refused before any feature")
+            findings.note(f"{name}: {n_failed} of {len(paths)} were refused before any feature.")
         if len(rows):
-            strangers[folder.name] = rows
+            found[name] = rows
+    return found
 
-    start = time.perf_counter()
-    model = fit_ood((X - X.mean(0)) / X.std(0), patients, refusal_rate=RATE)
-    seconds = time.perf_counter() - start
-    print(
-        f"{len(X)} rows of {X.shape[1]}: fitted in {seconds:.2f} s; {model.summary()}\n", flush=True
-    )
-    own = measure(X, labels, patients, some, altered, strangers, _own)
-    print("| pictures | n | refused | 95 % interval | AUROC |\n|---|---|---|---|---|")
-    for name, found in own.items():
-        if "rows" in found:
-            whose = patients if found["n"] == len(X) else patients[some]
-            low, high = _interval(found["rows"], whose)
-        else:
-            low, high = wilson(round(found["refused"] * found["n"]), found["n"]) or (0.0, 1.0)
-        auroc = f"{found['auroc']:.3f}" if "auroc" in found else ""
-        print(
-            f"| {name} | {found['n']} | {100 * found['refused']:.1f} % | "
-            f"{100 * low:.1f} to {100 * high:.1f} % | {auroc} |"
+
+def _chest(
+    findings: Findings, setting: Setting, extractor: Extractor
+) -> tuple[F32, NDArray[Any], NDArray[Any], list[Path]]:
+    """Features, labels and patients of the X-rays to judge; their files if they are there."""
+    if setting.data is None:
+        container = engine.open_container(EMBEDDED)
+        X, y = container.arrays()
+        findings.missing("altered chest X-rays", "their pictures are not there; give --data")
+        some = slice(None, None, setting.size(1, 8))
+        X, y, groups = (np.asarray(each)[some] for each in (X, y, container.groups))
+        return X.astype(np.float32), y, groups, []
+    samples = setting.samples(setting.size(100_000, 60))
+    if len({sample.label for sample in samples}) < 2:
+        raise Missing(
+            "the folder of --data has no labels.csv (file, label, patient) with two labels or "
+            "more, nor its folder pneumonia; without --data the embedded container is judged"
         )
-    if arguments.compare:
-        names = list(own)
-        print("\n| score | " + " | ".join(names) + " |\n|---" * (len(names) > 0) + "|---" * len(names) + "|")  # fmt: skip  # noqa: E501
-        for name, fit in {"this one": _own, **{k: _other(f) for k, f in OTHERS.items()}}.items():
-            result = measure(X, labels, patients, some, altered, strangers, fit)
-            print(f"| {name} | " + " | ".join(f"{100 * result[k]['refused']:.1f}" for k in names) + " |", flush=True)  # fmt: skip  # noqa: E501
-    return 0
+    files = [sample.path for sample in samples]
+    X, n_failed = extractor.features(files)
+    if n_failed:
+        raise Missing(f"{n_failed} of {len(files)} chest X-rays of --data cannot be read")
+    labels, patients = (
+        np.array([getattr(sample, name) for sample in samples]) for name in ("label", "patient")
+    )
+    return X, labels, patients, files
 
 
-if __name__ == "__main__":
-    raise SystemExit(main())
+def measure(setting: Setting) -> Findings:
+    """Refuse what should be refused and what should not, with our score and with others."""
+    findings = Findings(setting)
+    extractor = Extractor()
+    X, labels, patients, files = _chest(findings, setting, extractor)
+    some = np.sort(np.random.default_rng(0).permutation(len(files))[: setting.size(150, 8)])
+    chosen = [files[row] for row in some.tolist()]
+    place = setting.work / "altered"
+    place.mkdir()
+    altered = {name: extractor.altered(chosen, name, place) for name in ALTERED} if chosen else {}
+    strangers = _strangers(findings, setting, extractor, setting.size(100_000, 8))
+    seconds = []
+    for _ in range(setting.rounds):
+        start = time.perf_counter()
+        model = fit_ood((X - X.mean(0)) / X.std(0), patients, refusal_rate=RATE)
+        seconds.append(time.perf_counter() - start)
+    findings.table(
+        "Fitting", ["rows", "features", "s"], [[*X.shape, seconds]], note=model.summary()
+    )
+    given = (X, labels, patients, some, altered, strangers)
+    rounds = [refuse(*given, _own, seed) for seed in range(setting.rounds)]
+    findings.figure(
+        "held-out chest X-rays kept",
+        [100 * (1 - each[HELD_OUT]["refused"]) for each in rounds], asked=">= 98", unit="%",
+        note="by patient; a round is another division into five parts",
+    )  # fmt: skip
+    rows = []
+    for name, first in rounds[0].items():
+        if "rows" in first:
+            whose = patients if name == HELD_OUT else patients[some]
+            low, high = _interval(first["rows"], whose)
+        else:
+            low, high = wilson(round(first["refused"] * first["n"]), first["n"]) or (0.0, 1.0)
+        rows.append([
+            name, first["n"], [100 * each[name]["refused"] for each in rounds],
+            f"{100 * low:.1f} to {100 * high:.1f}",
+            [each[name]["auroc"] for each in rounds] if "auroc" in first else None,
+        ])  # fmt: skip
+    findings.table(
+        "Refused", ["pictures", "number", "refused, %", "95 % interval, %", "AUROC"], rows,
+        note="The interval is of the first round: patient bootstrap, or Wilson's for strangers and "
+        "where none or all are refused. AUROC: against the held-out chest X-rays.",
+    )  # fmt: skip
+    findings.chart(
+        "Refused", {name: [100 * each[name]["refused"] for each in rounds] for name in rounds[0]},
+        unit="%", ours=(HELD_OUT,),
+    )  # fmt: skip
+    others(findings, given, rounds[0])
+    return findings
+
+
+def others(findings: Findings, given: tuple[Any, ...], ours: dict[str, dict[str, Any]]) -> None:
+    """Refuse with other scores, at thresholds of the same rule, in the first division."""
+    names = list(ours)
+    rows = [["this one", *(100 * ours[name]["refused"] for name in names)]]
+    version = version_of("scikit-learn")
+    for score, fit in OTHERS.items():
+        if version is None and score in NEED_LOGITS:
+            findings.missing(score, "its logits need scikit-learn: pip install scikit-learn")
+            continue
+        found = refuse(*given, _other(fit))
+        rows.append([score, *(100 * found[name]["refused"] for name in names)])
+    if version is not None:
+        findings.peer("scikit-learn", version=version, how="logits of the last two scores")
+    findings.table(
+        "Other scores with the same rule for the threshold: refused, %", ["score", *names], rows,
+        note="Of the first round. References are in engine/models/README.md.",
+    )  # fmt: skip

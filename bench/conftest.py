@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from bench.stages import Setting
+
 N_PHANTOMS = 120
 
 
@@ -25,6 +27,15 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
     target = tmp_path_factory.mktemp("phantoms")
     return [write_png(draw_phantom(seed), target / f"{seed}.png") for seed in range(N_PHANTOMS)]
+
+
+@pytest.fixture(scope="session")
+def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
+    """What `python -m bench` gives a stage; HILUM_BENCH_QUICK=1 for the smallest sizes."""
+    folder = os.environ.get("HILUM_TEST_DATA")
+    quick = os.environ.get("HILUM_BENCH_QUICK", "") not in {"", "0"}
+    work = tmp_path_factory.mktemp("stage")
+    return Setting(Path(folder) if folder else None, 2 if quick else 7, work, quick)
 
 
 @pytest.fixture(scope="session")
