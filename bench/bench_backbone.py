@@ -16,9 +16,9 @@ taken inside each round. Each peer has the setting its documentation gives as th
 list of peers, which the results print.
 
 Not fair, and said: our runtime gives a picture one thread, so two threads do not shorten batch 1.
-Ours puts out what lies before the last tap too, and the rounding behind it (both so that bits do not
-depend on the taps asked for). ONNX Runtime, LiteRT and ncnn choose by CPUID and cannot
-be told to be older: they are measured as they come. A limited processor has the clock, caches and
+Ours puts out what lies before the last tap too, and the rounding behind it (both so that bits do
+not depend on the taps asked for). ONNX Runtime, LiteRT and ncnn choose by CPUID and cannot be told
+to be older: they are measured as they come. A limited processor has the clock, caches and
 ports of this one; what a real old one does is only as far as the arithmetic goes.
 
 The arithmetic limit: multiplications counted from the IR, over what the vector units can do. Peaks
