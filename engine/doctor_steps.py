@@ -98,12 +98,12 @@ def _head(path: str) -> dict[str, Any]:
 
 def _network(name: str, wanted: str) -> dict[str, Any]:
     """Compile one network up to the last tap wanted, load it again, ask it for known answers."""
-    from engine.backbone import MODELS_DIR, list_backbones, load_backbone
+    from engine.backbone import find_model, list_backbones, load_backbone
     from engine.probes import check_probes
 
     if name not in list_backbones():
         load_backbone(name)  # says so
-    card = json.loads((MODELS_DIR / f"{name}.json").read_text(encoding="utf-8"))
+    card = json.loads(find_model(name, "json").read_text(encoding="utf-8"))
     names = [tap["name"] for tap in card["taps"]]
     asked = [tap for tap in wanted.split(",") if tap in names] or names[:1]
     # All taps up to the last: that is the same compiled network, and more known answers.

@@ -378,13 +378,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     if arguments.models is not None:
         engine.backbone.MODELS_DIR = arguments.models
-    models = engine.backbone.MODELS_DIR
     failed = False
     for name in arguments.name or engine.backbone.list_backbones():
         if arguments.write:
-            path = models / f"{name}.json"
+            path = engine.backbone.find_model(name, "json")
             card = json.loads(path.read_text(encoding="utf-8"))
-            answers = _measure_instruction_sets(name, models)
+            answers = _measure_instruction_sets(name, path.parent)
             # Before the facts about the files, which stay last.
             late = {key: card.pop(key) for key in ("files", "sha256") if key in card}
             path.write_text(

@@ -9,6 +9,9 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
+# Backbones that somebody imported on this machine are none of the tests' business.
+os.environ["HILUM_MODELS"] = ""
+
 
 @pytest.fixture(scope="session")
 def repository() -> Path:

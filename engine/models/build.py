@@ -25,7 +25,7 @@ import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.errors import BackboneError
 from engine.images import Preprocessing, find_images, preprocess, read_picture
 from engine.models.folding import PIXEL_OFFSET, fold_batch_norm, fold_stem
 from engine.models.saturation import find_unsafe_channels, read_int8_layers, safe_scale
@@ -115,6 +116,12 @@ PREPROCESSING: dict[str, Any] = {
     "high_percentile": 99.5,
 }
 """Chosen by cross-validation together with the default taps; see README.md in this folder."""
+
+QUANTIZATION = (
+    "NNCF post-training quantization, symmetric activations, INT8 weights per output channel, stem "
+    "in FP32; saturating channels rounded again; then biases corrected layer by layer"
+)
+"""The method in words, for the card."""
 
 FINAL = "final"
 
@@ -271,8 +278,8 @@ def convert_network(tapped: Any, recipe: Recipe) -> Any:
     return model
 
 
-def quantize_network(model: Any, pictures: NDArray[np.uint8]) -> Any:
-    """Quantize to INT8 with NNCF: all but the stem, no weight halved, no bias corrected.
+def quantize_network(model: Any, pictures: NDArray[np.uint8], fp32_layers: Sequence[str]) -> Any:
+    """Quantize to INT8 with NNCF: all but a few layers, no weight halved, no bias corrected.
 
     The stem stays FP32: with one input channel it is 0.9 % of the work, quantizing it gains no
     time and loses agreement. The biases are corrected later (:func:`correct_biases`), when the
@@ -284,16 +291,17 @@ def quantize_network(model: Any, pictures: NDArray[np.uint8]) -> Any:
         FP32.
     pictures : ndarray of uint8, shape (n, 1, h, w)
         Quantization calibration data.
+    fp32_layers : sequence of str
+        Layers that stay FP32, the stem among them.
     """
     import nncf
 
-    stem = next(name for name, _, _ in biased_layers(model))
     return nncf.quantize(
         model,
         nncf.Dataset([picture[None] for picture in pictures]),
         preset=nncf.QuantizationPreset.PERFORMANCE,
         subset_size=len(pictures),
-        ignored_scope=nncf.IgnoredScope(names=[stem]),
+        ignored_scope=nncf.IgnoredScope(names=list(fp32_layers)),
         advanced_parameters=nncf.AdvancedQuantizationParameters(
             overflow_fix=nncf.OverflowFix.DISABLE, disable_bias_correction=True
         ),
@@ -375,17 +383,27 @@ def remove_saturation(xml: Path, originals: dict[str, NDArray[np.float32]]) -> l
     return changed
 
 
-def biased_layers(model: Any) -> list[tuple[str, Any, int]]:
-    """List convolution name, bias addition and the port of its constant, in order of execution."""
-    found = []
+def biased_layers(model: Any) -> dict[str, tuple[Any, int]]:
+    """Find the convolutions whose one reader adds a constant to each channel.
+
+    Returns
+    -------
+    dict of str to (openvino.Node, int)
+        Name of the convolution to the addition and the port of its constant, in order of execution.
+    """
+    found = {}
     for node in model.get_ordered_ops():
         if node.get_type_name() not in ("Convolution", "GroupConvolution"):
             continue
-        (target,) = node.output(0).get_target_inputs()
-        add = target.get_node()
-        kinds = [add.input_value(k).get_node().get_type_name() for k in (0, 1)]
-        port = kinds.index("Constant")
-        found.append((node.get_friendly_name(), add, port))
+        readers = list(node.output(0).get_target_inputs())
+        add = readers[0].get_node()
+        if len(readers) != 1 or add.get_type_name() != "Add":
+            continue
+        shape = (1, int(node.output(0).get_shape()[1]), 1, 1)
+        for port in (0, 1):
+            value = add.input_value(port)
+            if value.get_node().get_type_name() == "Constant" and tuple(value.get_shape()) == shape:
+                found[node.get_friendly_name()] = (add, port)
     return found
 
 
@@ -418,8 +436,13 @@ def channel_means(
 
 
 def correct_biases(
-    model: Any, quantized: Any, pictures: NDArray[np.uint8], names: Sequence[str]
-) -> None:
+    model: Any,
+    quantized: Any,
+    pictures: NDArray[np.uint8],
+    names: Sequence[str],
+    *,
+    report: Callable[[str], None] = lambda _: None,
+) -> int:
     """Shift each bias so that every channel has the mean it has in FP32.
 
     Rounding weights shifts the mean of what a layer puts out (Nagel et al., Data-Free
@@ -433,16 +456,27 @@ def correct_biases(
     pictures : ndarray of uint8, shape (n, 1, h, w)
         Quantization calibration data.
     names : sequence of str
-        Layers to correct.
+        Layers to correct; those without a bias are passed over.
+    report : callable, optional
+        Called with a line now and then.
+
+    Returns
+    -------
+    int
+        Layers that were corrected.
     """
     from openvino import opset13
 
     reference = biased_layers(model)
-    means = channel_means(model, [add.output(0) for _, add, _ in reference], pictures)
-    wanted = {name: mean for (name, _, _), mean in zip(reference, means, strict=True)}
-    for name, add, port in biased_layers(quantized):
-        if name not in names:
-            continue
+    means = channel_means(model, [add.output(0) for add, _ in reference.values()], pictures)
+    wanted = dict(zip(reference, means, strict=True))
+    chosen = {
+        name: place
+        for name, place in biased_layers(quantized).items()
+        if name in names and name in wanted
+    }
+    reported = time.monotonic()
+    for number, (name, (add, port)) in enumerate(chosen.items(), 1):
         (found,) = channel_means(quantized, [add.output(0)], pictures)
         constant = add.input_value(port).get_node()
         bias = np.array(constant.get_data(), np.float32)
@@ -450,6 +484,10 @@ def correct_biases(
         corrected = opset13.constant(bias, dtype=np.float32)
         corrected.set_friendly_name(constant.get_friendly_name())
         add.input(port).replace_source_output(corrected.output(0))
+        if number == len(chosen) or time.monotonic() - reported > 10:
+            reported = time.monotonic()
+            report(f"correcting biases: layer {number} of {len(chosen)} ({name})")
+    return len(chosen)
 
 
 # --- measurement --------------------------------------------------------------------------------
@@ -616,25 +654,28 @@ def measure_instruction_sets(
 # --- card ---------------------------------------------------------------------------------------
 
 
-def describe_taps(model: Any, recipe: Recipe) -> list[dict[str, Any]]:
+def describe_taps(model: Any, strides: Mapping[str, int]) -> list[dict[str, Any]]:
     """List name, shape and stride of every tap, in the network's order."""
-    taps = []
+    return [
+        {
+            "name": output.get_any_name(),
+            **dict(zip(("channels", "height", "width"), map(int, output.shape[1:]), strict=True)),
+            "stride": strides[output.get_any_name()],
+        }
+        for output in model.outputs
+    ]
+
+
+def tap_strides(model: Any, recipe: Recipe) -> dict[str, int]:
+    """Tell how many input pixels a step in each tap is."""
+    strides = {}
     for output in model.outputs:
-        _, channels, height, width = (int(n) for n in output.shape)
         # SAME padding rounds up at each halving: 260 -> 130 -> 65 -> 33 -> 17 -> 9.
         stride = 1
-        while -(-recipe.size // stride) > height:
+        while -(-recipe.size // stride) > int(output.shape[2]):
             stride *= 2
-        taps.append(
-            {
-                "name": output.get_any_name(),
-                "channels": channels,
-                "height": height,
-                "width": width,
-                "stride": stride,
-            }
-        )
-    return taps
+        strides[output.get_any_name()] = stride
+    return strides
 
 
 def file_facts(xml: Path) -> tuple[dict[str, Any], str]:
@@ -686,8 +727,8 @@ def describe_saturation(xml: Path, raw: Path, changed: Sequence[dict[str, Any]])
         ),
         "n_channels": n_channels,
         "n_requantized": len(changed),
-        "mean_factor": round(float(np.mean([change["factor"] for change in changed])), 3),
-        "max_factor": max(change["factor"] for change in changed),
+        "mean_factor": round(float(np.mean([change["factor"] for change in changed] or [1.0])), 3),
+        "max_factor": max((change["factor"] for change in changed), default=1.0),
         "layers_note": (
             "factor: new scale over NNCF's; requantized_bits: one bit for each output channel, "
             "most significant first, in hex (numpy.packbits)"
@@ -745,14 +786,16 @@ def build_backbone(recipe: Recipe, images: Path, out: Path) -> dict[str, Any]:
         fp32, raw = Path(folder, "fp32.xml"), Path(folder, "raw.xml")
         save_ir(convert_network(tapped_network(network, recipe), recipe), fp32)
         model = ov.Core().read_model(fp32)
-        save_ir(quantize_network(model, evenly(N_CALIBRATION)), raw)
+        stem = next(iter(biased_layers(model)))
+        save_ir(quantize_network(model, evenly(N_CALIBRATION), [stem]), raw)
         safe = Path(folder, "safe.xml")
         for suffix in (".xml", ".bin"):
             safe.with_suffix(suffix).write_bytes(raw.with_suffix(suffix).read_bytes())
         changed = remove_saturation(safe, fp32_weights(model))
         quantized = ov.Core().read_model(safe)
         names = [layer.name for layer in read_int8_layers(safe)]
-        correct_biases(model, quantized, evenly(N_BIAS), names)
+        if correct_biases(model, quantized, evenly(N_BIAS), names) != len(names):
+            raise RuntimeError(f"{recipe.name}: an INT8 layer has no bias that can be corrected")
         save_ir(quantized, xml)
         saturation = describe_saturation(xml, raw, changed)
         agreement = compare_features(
@@ -786,13 +829,11 @@ def build_backbone(recipe: Recipe, images: Path, out: Path) -> dict[str, Any]:
             "dtype": "uint8",
             "normalisation": "(pixel - 127) / 128, inside the network",
         },
-        "taps": describe_taps(quantized, recipe),
+        "taps": describe_taps(quantized, tap_strides(quantized, recipe)),
         "default_taps": recipe.default_taps,
         "preprocessing": preprocessing.to_dict(),
         "quantization": {
-            "method": "NNCF post-training quantization, symmetric activations, INT8 weights per "
-            "output channel, stem in FP32; saturating channels rounded again; then biases "
-            "corrected layer by layer",
+            "method": QUANTIZATION,
             "calibration_data": {
                 "n_images": N_CALIBRATION,
                 "n_images_bias_correction": N_BIAS,
@@ -827,19 +868,36 @@ def build_backbone(recipe: Recipe, images: Path, out: Path) -> dict[str, Any]:
     }
     path = xml.with_suffix(".json")
     path.write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    add_probes(recipe, out)
+    add_probes(recipe.name, out)
     finished: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return finished
 
 
-def add_probes(recipe: Recipe, out: Path) -> None:
+def add_probes(name: str, folder: Path) -> None:
     """Measure the known answers of a finished network and add them to its card.
 
     A process of its own, because the module that knows the answers stands above this one.
+
+    Parameters
+    ----------
+    name : str
+        Of the backbone.
+    folder : Path
+        Of its files.
+
+    Raises
+    ------
+    BackboneError
+        The network does not run on this machine.
     """
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [sys.executable, "-m", "engine.probes", recipe.name, "--models", str(out), "--write"]
-    subprocess.run(command, env=environment, check=True)  # noqa: S603 - our own program
+    command = [sys.executable, "-m", "engine.probes", name, "--models", str(folder), "--write"]
+    done = subprocess.run(  # noqa: S603 - our own program
+        command, env=environment, check=False, capture_output=True, text=True
+    )
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or ["no message"]
+        raise BackboneError(f"backbone {name} does not run on this machine: {lines[-1]}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
