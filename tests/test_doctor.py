@@ -305,7 +305,7 @@ def test_the_table_of_packages_is_the_projects(repository: Path) -> None:
     for extra, (_, members) in doctor.EXTRAS.items():
         assert stated(members) == set(project["optional-dependencies"][extra])
     assert set(project["optional-dependencies"]) - set(doctor.EXTRAS) == {
-        "models", "bench", "test", "lint"
+        "models", "bench", "peers", "test", "lint"
     }  # fmt: skip
 
 
