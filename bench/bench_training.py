@@ -615,10 +615,12 @@ def fill_ratios(
                     continue
                 low, high = difference["ci95"] or (float("nan"), float("nan"))
                 which = "20 epochs" if own == "20" else "the best of 10 trials"
+                some = folds_of(plan, rows)
+                # A network tuned for fewer epochs, or on some folds, says nothing of what it can.
+                judged = own == "20" and mark >= TRIAL_EPOCHS and not some
                 findings.figure(
                     f"macro AUROC, container ({which}) less {NAMES[arm]} ({mark} epochs)",
                     difference["value"],
-                    # A network that was tuned for fewer epochs says nothing of what it can.
-                    asked=">= 0" if own == "20" and mark >= TRIAL_EPOCHS else "",
-                    note=f"paired by patient: {low:+.3f} to {high:+.3f}{folds_of(plan, rows)}",
+                    asked=">= 0" if judged else "",
+                    note=f"paired by patient: {low:+.3f} to {high:+.3f}{some}",
                 )
