@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -51,8 +52,9 @@ def test_core_dependencies_are_small() -> None:
     needs = core_needs()
     assert {"numpy", "numba", "openvino"} <= set(needs)
     sizes, unknown = sizes_of(sys.executable, needs)
-    if unknown:
+    if unknown and "CI" not in os.environ:
         pytest.skip(f"cannot be summed here: {unknown}")
+    assert unknown == {}
     assert sum(size for _, size in sizes.values()) <= 480 * 2**20
 
 
