@@ -30,16 +30,21 @@ N_PLAIN = 4
 
 
 def pool_maps(
-    maps: NDArray[np.float32], offsets: NDArray[np.int64], out: NDArray[np.float32]
+    maps: NDArray[np.float32],
+    offsets: NDArray[np.int64],
+    sums: NDArray[np.float64],
+    out: NDArray[np.float32],
 ) -> None:
     """Do what `engine.kernels.pooling.pool_maps` does.
 
     Parameters
     ----------
-    maps : float32 (n, c, h, w)
-        Feature maps, none of the sizes zero.
+    maps : float32 (n, h, w, c)
+        Feature maps, channels last, none of the sizes zero.
     offsets : int64 (N_PLAIN + len(GRID_SIZES),)
         First column in `out` of each statistic; -1 leaves one out.
+    sums : float64 (N_SUMS, c)
+        The kernel's room to work; not used.
     out : float32 (n, d)
         Filled where wanted, untouched elsewhere.
     """
@@ -52,15 +57,14 @@ def pool_maps(
     # Infinities and NaN give NaN, and what float32 cannot hold infinity, as in the kernel.
     with np.errstate(all="ignore"):
         for image, row in zip(maps, out, strict=True):
-            c, h, w = image.shape
-            # A row for each pixel: sums over pixels then run over all channels side by side.
-            wide = np.ascontiguousarray(image.transpose(1, 2, 0), np.float64)
-            _pool_whole(image, wide.reshape(h * w, c), starts, row)
+            h, w, c = image.shape
+            wide = image.astype(np.float64, order="C")
+            _pool_whole(image.reshape(h * w, c), wide.reshape(h * w, c), starts, row)
             for cells, maximum, at in grids:
                 for number, (top, bottom, left, right) in enumerate(_cells(cells, h, w)):
                     to = slice(at + number * c, at + (number + 1) * c)
                     if maximum:
-                        row[to] = _first_maxima(image[:, top:bottom, left:right].reshape(c, -1))
+                        row[to] = _first_maxima(image[top:bottom, left:right].reshape(-1, c))
                         continue
                     # Two sums, of every other row each.
                     part = wide[top:bottom, left:right]
@@ -83,11 +87,11 @@ def _pool_whole(
     starts: list[int],
     row: NDArray[np.float32],
 ) -> None:
-    """Write mean, max, std and GeM of an image (c, h, w), which is `wide` (h * w, c)."""
+    """Write mean, max, std and GeM of an image (h * w, c), which is `wide` too."""
     at_mean, at_max, at_std, at_gem = starts[:N_PLAIN]
     size, c = wide.shape
     if at_max >= 0:
-        row[at_max : at_max + c] = _first_maxima(image.reshape(c, size))
+        row[at_max : at_max + c] = _first_maxima(image)
     if at_mean >= 0 or at_std >= 0:
         shift = wide[0]
         differences = wide - shift
@@ -121,8 +125,9 @@ def _sum_rows(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _first_maxima(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Give the largest of each row of (c, n), of equals the first: 0.0 and -0.0 are; or NaN."""
-    highest: NDArray[np.float32] = values[np.arange(len(values)), values.argmax(axis=1)]
+    """Give the largest of each column of (n, c), of equals the first: 0.0 and -0.0 are; or NaN."""
+    rows = np.ascontiguousarray(values.T).argmax(axis=1)
+    highest: NDArray[np.float32] = values[rows, np.arange(values.shape[1])]
     return highest
 
 

@@ -51,6 +51,9 @@ _SLOTS = {
     "max3x3": (9, 9),
 }
 
+# As the kernel has it, for the same reason.
+_N_SUMS = 3
+
 #: Valid pooling names. ``std`` is the population standard deviation; ``gem`` the generalised mean
 #: with exponent 3 (Radenovic, Tolias, Chum 2018, section 3.2); ``mean3x3``, ``max2x2`` and the
 #: like pool the cells of a grid, in row-major order, so that the head knows where in the chest.
@@ -343,7 +346,7 @@ def pool_features(
 ) -> NDArray[np.float32]:
     """Pool feature maps to feature vectors.
 
-    Each map is read once, whatever the number of poolings. Thread-safe; the work releases the GIL.
+    Thread-safe; the work releases the GIL.
     Kernels do it where `engine.jit.ready`, and NumPy otherwise: the bits are the same.
 
     Parameters
@@ -418,8 +421,9 @@ def pool_features(
     else:
         from engine.plain import pool_maps
     for tap, slots in offsets.items():
+        # What a backbone gives lies so in memory already, and is not copied.
+        seen = np.ascontiguousarray(maps[tap].transpose(0, 2, 3, 1)).view()
         # To numba, maps that may be written are of another type than maps that may not.
-        seen = maps[tap].view()
         seen.flags.writeable = False
-        pool_maps(seen, slots, out)
+        pool_maps(seen, slots, np.empty((_N_SUMS, seen.shape[3])), out)
     return out

@@ -76,6 +76,21 @@ def test_feature_maps_have_the_shapes_of_the_card(loaded: Backbone) -> None:
     assert maps["final"].max() <= 6.1
 
 
+def test_feature_maps_lie_channels_last_with_the_bits_of_the_network_as_it_is(
+    loaded: Backbone,
+) -> None:
+    images = draw_pictures(loaded.input_size[0], 2)
+    ov = module._import_openvino()
+    model = ov.Core().read_model(module.find_model(loaded.name, "xml"))
+    whole = ov.Core().compile_model(model, "CPU", module._CONFIGURATION)
+    maps = loaded.infer(images)
+    for row, image in enumerate(images):
+        expected = whole.create_infer_request().infer({0: image[np.newaxis]})
+        for name, found in maps.items():
+            assert found.transpose(0, 2, 3, 1).flags.c_contiguous
+            np.testing.assert_array_equal(found[row], expected[name][0], err_msg=name)
+
+
 def test_attributes_follow_the_card(loaded: Backbone) -> None:
     files = [module.MODELS_DIR / f"{loaded.name}.{kind}" for kind in ("xml", "bin")]
     parts = b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)

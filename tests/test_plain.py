@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine import jit, plain
+from engine import pooling as public
 from engine.heads import network_logits
 from engine.kernels import heads, pooling
 from engine.pooling import POOLINGS, feature_width, parse_taps, pool_features
@@ -69,11 +70,21 @@ def offsets_of(names, c):
     return offsets, at + 1
 
 
+def both_pools(maps, offsets, d):
+    """As `both`, of maps (n, h, w, c)."""
+    sums = np.full((pooling.N_SUMS, maps.shape[3]), 7.0)
+    return both(
+        plain.pool_maps, pooling.pool_maps, maps, offsets, sums, shape=(len(maps), d),
+        dtype=np.float32,
+    )  # fmt: skip
+
+
 def test_the_constants_are_the_kernels_own():
     assert plain.GEM_EPS == pooling.GEM_EPS
     assert plain.GRID_SIZES == pooling.GRID_SIZES
     assert plain.GRID_MAXIMA == pooling.GRID_MAXIMA
     assert plain.N_PLAIN == pooling.N_PLAIN
+    assert public._N_SUMS == pooling.N_SUMS
     assert plain.LANES == heads.LANES
 
 
@@ -88,31 +99,24 @@ def test_the_constants_are_the_kernels_own():
     odd=st.booleans(),
 )
 def test_pooling_has_the_kernels_bits(n, c, h, w, names, seed, odd):
-    maps = draw(np.random.default_rng(seed), (n, c, h, w), odd)
+    maps = draw(np.random.default_rng(seed), (n, h, w, c), odd)
     offsets, d = offsets_of(names, c)
     # What no pooling covers keeps its 7.
-    assert_same_bits(
-        *both(plain.pool_maps, pooling.pool_maps, maps, offsets, shape=(n, d), dtype=np.float32)
-    )
+    assert_same_bits(*both_pools(maps, offsets, d))
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 56, 56), (1, 24, 56, 56), (2, 320, 7, 7)])
+@pytest.mark.parametrize("shape", [(1, 56, 56, 1), (1, 56, 56, 24), (2, 7, 7, 320)])
 def test_large_maps_have_the_kernels_bits(shape):
     maps = draw(np.random.default_rng(1), shape, odd=False)
-    offsets, d = offsets_of(POOLINGS, shape[1])
-    assert_same_bits(
-        *both(plain.pool_maps, pooling.pool_maps, maps, offsets, shape=(len(maps), d),
-              dtype=np.float32)
-    )  # fmt: skip
+    offsets, d = offsets_of(POOLINGS, shape[3])
+    assert_same_bits(*both_pools(maps, offsets, d))
 
 
 def test_maps_that_lie_otherwise_in_memory():
-    whole = draw(np.random.default_rng(2), (2, 9, 14, 6), odd=True)
+    whole = draw(np.random.default_rng(2), (2, 14, 6, 9), odd=True)
     offsets, d = offsets_of(POOLINGS, 3)
-    for maps in (whole[:, ::3], whole[:, :3, ::-1], np.asfortranarray(whole[:, :3])):
-        assert_same_bits(
-            *both(plain.pool_maps, pooling.pool_maps, maps, offsets, shape=(2, d), dtype=np.float32)
-        )
+    for maps in (whole[..., ::3], whole[:, ::-1, :, :3], np.asfortranarray(whole[..., :3])):
+        assert_same_bits(*both_pools(maps, offsets, d))
 
 
 @settings(max_examples=50, deadline=None)
@@ -167,11 +171,9 @@ def test_negative_zeros_sum_to_what_the_kernel_says(c, d):
         work=(lanes,),
     )  # fmt: skip
     assert_same_bits(found, expected)
-    maps = np.full((1, c, 3, 3), -0.0, np.float32)
+    maps = np.full((1, 3, 3, c), -0.0, np.float32)
     offsets, d = offsets_of(POOLINGS, c)
-    assert_same_bits(
-        *both(plain.pool_maps, pooling.pool_maps, maps, offsets, shape=(1, d), dtype=np.float32)
-    )
+    assert_same_bits(*both_pools(maps, offsets, d))
 
 
 def test_public_functions_take_the_way_that_is_open(monkeypatch):

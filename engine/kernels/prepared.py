@@ -39,7 +39,7 @@ SIGNATURES: dict[str, tuple[str, ...]] = {
     "heads.standardise": ("f2 f1 f1 f2",),
     "ood.multiply": ("f2 d2 d2",),
     "ood.multiply_transposed": ("f2 d2 d2",),
-    "pooling.pool_maps": ("f4r i1 f2",),
+    "pooling.pool_maps": ("f4r i1 d2 f2",),
     "reduction.add_levels": (
         "u2r w1r i2 i2 i0 i0 v1 w2 i1 i1 i2",
         "w2r w1r i2 i2 i0 i0 v1 w2 i1 i1 i2",
